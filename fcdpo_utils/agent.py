@@ -1,0 +1,149 @@
+"""The agent: a prompt, then one function call per assistant turn and its result per user turn.
+
+An `Episode` is one chain in the making; whoever proposes the calls (a scripted teacher, a local model, a server)
+feeds them to `step`. Labels come only from what the chain's own calls returned. Contains no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fcdpo_utils.calls import MAX_CALL_CHARACTERS, ErrorKind, one_line
+from fcdpo_utils.tasks.base import Problem, Task
+from fcdpo_utils.tokens import Message
+
+OUTCOMES = ("solved", "wrong_answer", "no_answer", "no_stop", "too_many_errors", "too_long")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an unfinished chain is ended: after `calls` calls or `errors` rejected ones."""
+
+    calls: int = 24
+    errors: int = 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call as the model wrote it, the engine's one-line answer, and the error kind if it was rejected."""
+
+    call: str
+    result: str
+    error: ErrorKind | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A finished chain and its labels.
+
+    `solved`: right answer and stopped. `sound`: solved, every call accepted, and the answer follows from what the
+    chain derived.
+    """
+
+    problem_id: str
+    steps: tuple[Step, ...]
+    outcome: str
+    answer: str | None
+    solved: bool
+    sound: bool
+
+    def record(self, **extra: Any) -> dict[str, Any]:
+        """JSON-able form; `extra` (such as source or sample) is stored beside it."""
+        steps = [[step.call, step.result, step.error] for step in self.steps]
+        return {**extra, **vars(self), "steps": steps}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Chain:
+        values = {name: record[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "steps": tuple(Step(*step) for step in record["steps"])})
+
+    def messages(self) -> list[Message]:
+        """The completion: assistant calls and user results in turn, ending with the last call."""
+        turns = [[_message("assistant", step.call), _message("user", step.result)] for step in self.steps]
+        return [message for turn in turns for message in turn][:-1]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+class Episode:
+    """One chain in the making."""
+
+    def __init__(self, task: Task, problem: Problem, toolset: str | None = None, limits: Limits = Limits()):
+        self.task, self.problem, self.limits = task, problem, limits
+        self.state = task.start(problem, toolset)
+        self.steps: list[Step] = []
+        self.prompt = prompt(task, problem, toolset)
+
+    @property
+    def finished(self) -> bool:
+        errors = sum(step.error is not None for step in self.steps)
+        return self.state.stopped or errors >= self.limits.errors or len(self.steps) >= self.limits.calls
+
+    def step(self, text: str) -> Step:
+        """Run one assistant message as a call; what is recorded is one harmless line."""
+        result = self.state.call(text)
+        self.steps.append(Step(one_line(text.strip(), MAX_CALL_CHARACTERS), result.text, result.error))
+        return self.steps[-1]
+
+    def chain(self) -> Chain:
+        """The chain as it stands, labelled."""
+        right = self.task.is_correct(self.problem, self.state.answer)
+        solved = right and self.state.stopped
+        clean = all(step.error is None for step in self.steps)
+        sound = solved and clean and self.state.answer_follows()
+        return Chain(
+            self.problem.id, tuple(self.steps), self._outcome(right), self.state.answer, solved, sound
+        )
+
+    def _outcome(self, right: bool) -> str:
+        if self.state.stopped:
+            if self.state.answer is None:
+                return "no_answer"
+            return "solved" if right else "wrong_answer"
+        if sum(step.error is not None for step in self.steps) >= self.limits.errors:
+            return "too_many_errors"
+        return "too_long" if self.state.answer is None else "no_stop"
+
+
+def run_calls(
+    task: Task, problem: Problem, calls: Iterable[str], toolset: str | None = None, limits: Limits = Limits()
+) -> Chain:
+    """The chain of a fixed list of calls, cut where the agent would have ended it."""
+    episode = Episode(task, problem, toolset, limits)
+    for call in calls:
+        if episode.finished:
+            break
+        episode.step(call)
+    return episode.chain()
+
+
+def prompt(task: Task, problem: Problem, toolset: str | None = None) -> list[Message]:
+    """The prompt x_i: everything static first (a prefix cache serves it to all problems), the problem last."""
+    tools = type(task.start(problem, toolset))
+    name = next(name for name, kind in task.toolsets.items() if kind is tools)
+    return [_message("user", f"{_static_prompt(task, name)}\n\nProblem: {problem.question}")]
+
+
+@cache
+def _static_prompt(task: Task, toolset: str) -> str:
+    example = task.example()
+    lines = [
+        line
+        for step in run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
+        for line in (step.call, step.result)
+    ]
+    return "\n".join(
+        [
+            task.instruction,
+            "Every message of yours is exactly one function call; the reply is its result. Functions:",
+            task.toolsets[toolset].help(),
+            "",
+            f"Example problem: {example.question}",
+            *lines[:-1],
+        ]
+    )

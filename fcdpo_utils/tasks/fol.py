@@ -1,0 +1,421 @@
+"""First-order logic puzzles in English: toolsets, gold chains and typical mistakes.
+
+A problem states facts and rules about people and asks whether a statement is True, False or Unknown. The core
+toolset is natural deduction, one checked step a call; the second formalises the premises and lets a complete
+decider answer. Knows nothing of prompts or models; theories come from `fol_theories`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+from fcdpo_utils.functions import Refused, Toolset, tool
+from fcdpo_utils.tasks import fol_theories
+from fcdpo_utils.tasks.base import Mistake, Problem, Task
+from fcdpo_utils.tasks.logic import Formula, consequences, decide, matches, parse_formula
+from fcdpo_utils.tasks.logic import Literal as Atom
+
+Label = Literal["True", "False", "Unknown"]
+
+
+class FolTools(Toolset):
+    """Shared by both toolsets: the problem's premises and the answer."""
+
+    def __init__(self, premises: list[Formula], goal: Formula):
+        super().__init__()
+        self.premises = premises
+        self.goal = goal
+
+    def formalise(self, text: str) -> Formula:
+        """Parse `text` and require that it is one of the problem's premises."""
+        formula = _parse(text)
+        if not any(formula.same_as(premise) for premise in self.premises):
+            raise Refused(f"{formula} is not stated in the problem")
+        return formula
+
+    def conclude(self, label: Label) -> str:
+        self.answer = label
+        return f"Answer recorded: {label}"
+
+
+class DeductionTools(FolTools):
+    """Natural deduction: facts F1, F2, ... and rules R1, R2, ...; every step is checked."""
+
+    def __init__(self, premises: list[Formula], goal: Formula):
+        super().__init__(premises, goal)
+        self.rules: list[Formula] = []
+        self.facts: list[Formula] = []
+
+    @tool('Fact("calm(tom)")')
+    def Fact(self, text: str) -> str:
+        """Record a fact of the problem."""
+        fact = self.formalise(text)
+        if fact.head is not None:
+            raise Refused("this is a rule; use Rule")
+        if not fact.exists:
+            return self._record([fact])
+        witness = f"someone{len(self.facts) + 1}"
+        binding = dict.fromkeys("xyz", witness)
+        return self._record([Formula((literal.bind(binding),)) for literal in fact.body])
+
+    @tool('Rule("calm(x) -> kind(x)")')
+    def Rule(self, text: str) -> str:
+        """Record a rule of the problem."""
+        rule = self.formalise(text)
+        if rule.head is None:
+            raise Refused("this is a fact; use Fact")
+        return self._record_rule(rule)
+
+    @tool('Apply("R1", "F1")')
+    def Apply(self, rule: str, fact: str) -> str:
+        """Apply a rule to a fact; its other conditions must be recorded."""
+        found = consequences(self._rule(rule), self._fact(fact), self.known())
+        if not found:
+            raise Refused(f"{self._rule(rule)} does not apply to {self._fact(fact)}")
+        return self._record([Formula((literal,)) for literal in found])
+
+    @tool('Query("kind(tom)")')
+    def Query(self, goal: str) -> str:
+        """Look up whether a statement was derived."""
+        return lookup(_parse(goal), self.known())
+
+    @tool('Conclude("True")')
+    def Conclude(self, label: Label) -> str:
+        """Answer True, False or Unknown."""
+        return self.conclude(label)
+
+    def known(self) -> list[Atom]:
+        """The derived ground literals, disjunctions left out."""
+        return [fact.body[0] for fact in self.facts if len(fact.body) == 1]
+
+    def answer_follows(self) -> bool:
+        """True and False must have been derived; Unknown needs every applicable premise applied."""
+        looked_up = lookup(self.goal, self.known())
+        if self.answer != "Unknown":
+            return looked_up == self.answer
+        reachable = set(self.closure())
+        return looked_up == "Not derived" and len(reachable) <= len({lit for lit in self.known() if _is_named(lit)})
+
+    def closure(self) -> list[Atom]:
+        """Named literals that this toolset's steps can reach from the premises of the problem."""
+        return [literal for literal in reachable_facts(tuple(self.premises), type(self)) if _is_named(literal)]
+
+    def _record(self, facts: list[Formula]) -> str:
+        lines = []
+        for fact in facts:
+            self.facts.append(fact)
+            lines.append(f"F{len(self.facts)}: {fact}")
+        return ", ".join(lines)
+
+    def _record_rule(self, rule: Formula) -> str:
+        self.rules.append(rule)
+        return f"R{len(self.rules)}: {rule}"
+
+    def _rule(self, name: str) -> Formula:
+        return _numbered("R", name, self.rules)
+
+    def _fact(self, name: str) -> Atom:
+        fact = _numbered("F", name, self.facts)
+        if len(fact.body) > 1:
+            raise Refused(f"{name} is a disjunction")
+        return fact.body[0]
+
+
+class HigherDeductionTools(DeductionTools):
+    """Adds the two steps that disjunctive facts and backward rules need."""
+
+    @tool('Contrapose("R1")')
+    def Contrapose(self, rule: str) -> str:
+        """Turn a -> b into not b -> not a."""
+        given = self._rule(rule)
+        if len(given.body) > 1:
+            raise Refused(f"{rule} has more than one condition")
+        return self._record_rule(contrapositive(given))
+
+    @tool('Eliminate("F1", "F2")')
+    def Eliminate(self, disjunction: str, fact: str) -> str:
+        """From a or b and not a, conclude b."""
+        given, denied = _numbered("F", disjunction, self.facts), self._fact(fact).negated()
+        rest = tuple(literal for literal in given.body if literal != denied)
+        if len(rest) in (0, len(given.body)):
+            raise Refused(f"{fact} does not deny a part of {disjunction}")
+        return self._record([Formula(rest, "or" if len(rest) > 1 else "and")])
+
+
+class DecideTools(FolTools):
+    """Formalise, then decide: the premises are recorded one by one and a complete decider does the logic."""
+
+    def __init__(self, premises: list[Formula], goal: Formula):
+        super().__init__(premises, goal)
+        self.recorded: list[Formula] = []
+        self.decided: str | None = None
+
+    @tool('Premise("calm(x) -> kind(x)")')
+    def Premise(self, formula: str) -> str:
+        """Record one premise of the problem."""
+        self.recorded.append(self.formalise(formula))
+        return f"P{len(self.recorded)}: {self.recorded[-1]}"
+
+    @tool('Decide("kind(tom)")')
+    def Decide(self, goal: str) -> str:
+        """Decide a statement from the recorded premises."""
+        parsed = _parse_goal(goal)
+        label = decide(self.recorded, parsed)
+        if parsed.same_as(self.goal):
+            self.decided = label
+        return label
+
+    @tool('Conclude("True")')
+    def Conclude(self, label: Label) -> str:
+        """Answer True, False or Unknown."""
+        return self.conclude(label)
+
+    def answer_follows(self) -> bool:
+        """The goal was decided as answered; Unknown only counts when every premise was recorded."""
+        complete = all(any(p.same_as(r) for r in self.recorded) for p in self.premises)
+        return self.answer == self.decided and (self.answer != "Unknown" or complete)
+
+
+def _parse(text: str) -> Formula:
+    try:
+        return parse_formula(text)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def _parse_goal(text: str) -> Formula:
+    goal = _parse(text)
+    if goal.head is not None or len(goal.body) > 1:
+        raise Refused("a goal is one statement such as kind(tom)")
+    return goal
+
+
+def _numbered(letter: str, name: str, items: list[Formula]) -> Formula:
+    match = re.fullmatch(rf"{letter}([1-9]\d{{0,3}})", name.strip())
+    if match is None or int(match.group(1)) > len(items):
+        last = f"{letter}{len(items)}" if items else "none"
+        raise Refused(f'no {letter} named "{name[:20]}"; the last is {last}')
+    return items[int(match.group(1)) - 1]
+
+
+def _is_named(literal: Atom) -> bool:
+    return not any(arg.startswith("someone") for arg in literal.args)
+
+
+def contrapositive(rule: Formula) -> Formula:
+    """not head -> not body, of a rule with one condition."""
+    return Formula((rule.head.negated(),), "and", rule.body[0].negated())
+
+
+def lookup(goal: Formula, known: list[Atom]) -> str:
+    """True, False or Not derived, by comparing `goal` with the derived literals."""
+    if any(matches(goal.body[0], fact, {}) is not None for fact in known):
+        return "True"
+    if not goal.exists and goal.body[0].negated() in known:
+        return "False"
+    return "Not derived"
+
+
+@lru_cache(maxsize=4096)
+def reachable_facts(premises: tuple[Formula, ...], toolset: type[DeductionTools]) -> tuple[Atom, ...]:
+    """Every literal that the steps of `toolset` can derive from `premises`."""
+    state = toolset(list(premises), premises[0])
+    for step in _exhaust(state, list(premises), None):
+        state.call(step)
+    return tuple(dict.fromkeys(state.known()))
+
+
+class FirstOrderLogic(Task):
+    """Puzzles of the theories in `fol_theories`; levels 1 to 3 are proof depths, level 4 adds harder schemas."""
+
+    name = "fol"
+    instruction = (
+        "Decide whether the statement is True, False or Unknown. Record facts and rules exactly as the problem "
+        "states them, apply rules to facts, query the statement, conclude, stop."
+    )
+    toolsets: ClassVar = {"deduction": DeductionTools, "higher": HigherDeductionTools, "decide": DecideTools}
+    mistakes: ClassVar[dict[str, Mistake]] = {}
+
+    def generate(
+        self, count: int, split: str, seed: int, levels: tuple[int, ...] = (1, 2, 3), **options: Any
+    ) -> list[Problem]:
+        theories = fol_theories.generate(count, split, seed, levels)
+        return [
+            Problem(
+                id=f"fol-{split}-{number:04d}",
+                task=self.name,
+                split=split,
+                level=theory.level,
+                question=theory.question,
+                answer=theory.label,
+                canonical=theory.canonical,
+                details={"premises": list(map(str, theory.premises)), "goal": str(theory.goal), "depth": theory.depth},
+            )
+            for number, theory in enumerate(theories, start=1)
+        ]
+
+    def example(self) -> Problem:
+        premises = ["happy(x) -> baker(x)", "not baker(x) -> slow(x)", "happy(eve)"]
+        question = "Happy people are bakers. Everyone who is not a baker is slow. Eve is happy. Statement: Eve is not a baker."
+        details = {"premises": premises, "goal": "not baker(eve)", "depth": 1}
+        return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
+
+    def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
+        premises = list(map(parse_formula, problem.details["premises"]))
+        return self.toolsets[toolset or _default_toolset(problem)](premises, parse_formula(problem.details["goal"]))
+
+    def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
+        state = self.start(problem, toolset)
+        if isinstance(state, DecideTools):
+            premises = [f'Premise("{premise}")' for premise in state.premises]
+            steps = [*premises, f'Decide("{state.goal}")', f'Conclude("{problem.answer}")', "Stop()"]
+            return _shuffled_head(steps, len(premises), rng)
+        calls = []
+        for step in _exhaust(state, list(state.premises), rng):
+            state.call(step)
+            calls.append(step)
+            if any(literal.predicate == state.goal.body[0].predicate for literal in state.known()):
+                if lookup(state.goal, state.known()) != "Not derived":
+                    break
+        return [*calls, f'Query("{state.goal}")', f'Conclude("{problem.answer}")', "Stop()"]
+
+    def is_correct(self, problem: Problem, answer: str | None) -> bool:
+        return answer == problem.answer
+
+
+def _default_toolset(problem: Problem) -> str:
+    return "higher" if problem.level >= 4 else "deduction"
+
+
+def _shuffled_head(steps: list[str], size: int, rng: random.Random | None) -> list[str]:
+    head = list(steps[:size])
+    if rng is not None:
+        rng.shuffle(head)
+    return head + steps[size:]
+
+
+def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random | None):
+    """Yield calls, each local to the last: apply what fires, else record the next fact, until nothing is left.
+
+    The caller runs each call on `state` before asking for the next one.
+    """
+    facts = [premise for premise in premises if premise.head is None]
+    rules = [premise for premise in premises if premise.head is not None]
+    if isinstance(state, HigherDeductionTools):
+        rules += [contrapositive(rule) for rule in rules if len(rule.body) == 1]
+    if rng is not None:
+        rng.shuffle(facts)
+        rng.shuffle(rules)
+    while True:
+        step = _next_application(state, rules)
+        if step is not None:
+            rule, fact_number = step
+            yield from _record_rule_calls(state, premises, rule)
+            yield f'Apply("R{len(state.rules)}", "F{fact_number}")'
+        elif elimination := _next_elimination(state):
+            yield elimination
+        elif facts:
+            yield f'Fact("{facts.pop(0)}")'
+        else:
+            return
+
+
+def _record_rule_calls(state: DeductionTools, premises: list[Formula], rule: Formula):
+    if any(rule.same_as(premise) for premise in premises):
+        yield f'Rule("{rule}")'
+    else:
+        yield f'Rule("{contrapositive(rule)}")'
+        yield f'Contrapose("R{len(state.rules)}")'
+
+
+def _next_application(state: DeductionTools, rules: list[Formula]) -> tuple[Formula, int] | None:
+    """The first rule that yields something new, tried on the most recent fact first."""
+    known = state.known()
+    for number in range(len(state.facts), 0, -1):
+        fact = state.facts[number - 1]
+        if len(fact.body) > 1:
+            continue
+        for rule in rules:
+            if set(consequences(rule, fact.body[0], known)) - set(known):
+                return rule, number
+    return None
+
+
+def _next_elimination(state: DeductionTools) -> str | None:
+    known = state.known()
+    for number, fact in enumerate(state.facts, start=1):
+        for denied in fact.body if len(fact.body) > 1 else ():
+            rest = [literal for literal in fact.body if literal != denied]
+            if denied.negated() in known and not (len(rest) == 1 and rest[0] in known):
+                denial = next(
+                    i for i, f in enumerate(state.facts, start=1) if len(f.body) == 1 and f.body[0] == denied.negated()
+                )
+                return f'Eliminate("F{number}", "F{denial}")'
+    return None
+
+
+def _edit_formula(calls: list[str], rng: random.Random, functions: str, edit: Any) -> list[str] | None:
+    """Apply `edit` to the quoted formula of one randomly chosen call of `functions`."""
+    places = [i for i, call in enumerate(calls) if re.match(rf"({functions})\(", call)]
+    rng.shuffle(places)
+    for place in places:
+        name, formula = re.fullmatch(r'(\w+)\("(.*)"\)', calls[place]).groups()
+        changed = edit(formula)
+        if changed is not None and changed != formula:
+            return [*calls[:place], f'{name}("{changed}")', *calls[place + 1 :]]
+    return None
+
+
+def _drop_negation(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    return _edit_formula(
+        calls, rng, "Rule|Fact|Premise", lambda text: text.replace("not ", "", 1) if "not " in text else None
+    )
+
+
+def _wrong_rule(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    """Record another rule of the problem in place of the right one."""
+    rules = [text for text in problem.details["premises"] if "->" in text]
+
+    def other(text: str) -> str | None:
+        choices = [rule for rule in rules if rule != text]
+        return rng.choice(choices) if "->" in text and choices else None
+
+    return _edit_formula(calls, rng, "Rule|Premise", other)
+
+
+def _swapped_sides(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    """Read "every a is b" as "every b is a"."""
+
+    def swap(text: str) -> str | None:
+        left, arrow, right = text.partition(" -> ")
+        return f"{right} -> {left}" if arrow and " and " not in left and " or " not in left else None
+
+    return _edit_formula(calls, rng, "Rule|Premise", swap)
+
+
+def _wrong_goal(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    """Look up the negation of the statement and believe what it says."""
+    flipped = {"True": "False", "False": "True"}.get(problem.answer)
+    if flipped is None:
+        return None
+    changed = _edit_formula(
+        calls, rng, "Query|Decide", lambda text: text.removeprefix("not ") if "not " in text else f"not {text}"
+    )
+    return changed and [call.replace(f'Conclude("{problem.answer}")', f'Conclude("{flipped}")') for call in changed]
+
+
+def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    label = rng.choice([label for label in ("True", "False", "Unknown") if label != problem.answer])
+    return [f'Conclude("{label}")' if call.startswith("Conclude") else call for call in calls]
+
+
+FirstOrderLogic.mistakes.update(
+    dropped_negation=_drop_negation,
+    wrong_rule=_wrong_rule,
+    swapped_sides=_swapped_sides,
+    wrong_goal=_wrong_goal,
+    wrong_label=_wrong_label,
+)

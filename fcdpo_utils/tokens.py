@@ -1,0 +1,78 @@
+"""Chat messages -> token ids and a policy mask, by the student's own chat template.
+
+A chain is tokenised once, as a whole. Assistant turns are found by rendering the template turn by turn and mapping
+character spans to tokens, so it works for any template whose rendering only ever grows. Knows nothing of losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenised chat. `ids` and `policy` have shape (seq,); `prompt_length` counts the tokens of the prompt.
+
+    `policy[t]` is True where token t was the model's to choose: the assistant's text and its end-of-turn token.
+    """
+
+    ids: tuple[int, ...]
+    policy: tuple[bool, ...]
+    prompt_length: int
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], generate: bool = False) -> str:
+    """The chat as text; `generate` appends what opens an assistant turn."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of rendered text; no special tokens are added, for the template has written them already."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tokens:
+    """Tokenise one chat whose first assistant turn starts the completion.
+
+    Raises ValueError where the template rewrites earlier turns (its rendering is not a prefix of the longer one).
+    """
+    spans = [span for span in map(_assistant_span(tokenizer, messages), range(len(messages))) if span]
+    text = render(tokenizer, messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    end_of_turn = set(tokenizer.all_special_ids)
+    policy = [False] * len(ids)
+    for start, end in spans:
+        for index in (i for i, (left, right) in enumerate(offsets) if start <= left < end and right > left):
+            policy[index] = True
+            if ids[index] in end_of_turn:
+                break
+    prompt_length = next((i for i, (left, _) in enumerate(offsets) if spans and left >= spans[0][0]), len(ids))
+    if spans and spans[-1][1] == len(text):
+        ids, policy = _without_tail(ids, policy)
+    return Tokens(tuple(ids), tuple(policy), prompt_length)
+
+
+def _assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message]):
+    """A function of the turn's index: the (start, end) characters of that assistant turn, or None."""
+
+    def span(index: int) -> tuple[int, int] | None:
+        if messages[index]["role"] != "assistant":
+            return None
+        before = render(tokenizer, messages[:index], generate=True)
+        after = render(tokenizer, messages[: index + 1])
+        if not after.startswith(before):
+            raise ValueError("this chat template rewrites earlier turns; its assistant tokens cannot be located")
+        return len(before), len(after)
+
+    return span
+
+
+def _without_tail(ids: list[int], policy: list[bool]) -> tuple[list[int], list[bool]]:
+    """Drop what the template writes after the last end of turn: nothing is predicted there."""
+    last = max(index for index, chosen in enumerate(policy) if chosen)
+    return ids[: last + 1], policy[: last + 1]

@@ -1,0 +1,281 @@
+"""Log-probabilities of many completions at the price of their distinct tokens.
+
+Completions of one prompt share that prompt, prompts of one task share their instructions, and a mistaken chain
+often shares its first calls with a correct one. A `TokenTree` packs such sequences into one row in which every
+shared prefix stands once; `tree_attention` lets each token see just its own ancestors. Everything but attention
+(the linear layers, where the time goes) runs on the packed row without padding, and gradients flow through shared
+prefixes. The result equals one pass per sequence. Knows nothing of preferences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from fcdpo_utils.tokens import Tokens
+
+ATTENTION = "token_tree"
+_TILE_ROWS = 256  # query rows of one attention tile: small enough to stay in a CPU cache
+_LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Row positions `start:end` are its own tokens, `end:stop` all that descends from it (depth-first order)."""
+
+    start: int
+    end: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Sequences packed into one row.
+
+    `input_ids`, `position_ids`: (1, row). `predecessors`, `targets`: (scored,) for each scored token, where it is
+    predicted from and what it is. `owners`, `scored`: for each (sequence, policy token), which sequence and which
+    scored token, so that `sequence log-prob = index_add(owners, token log-prob[scored])`.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segments: tuple[Segment, ...]
+    predecessors: Tensor
+    targets: Tensor
+    owners: Tensor
+    scored: Tensor
+    sequences: int
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device | str) -> TokenTree:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+
+def build_tree(sequences: Sequence[Tokens]) -> TokenTree:
+    """Pack `sequences` so that every common prefix stands once. Needs at least one policy token in each."""
+    builder = _Builder([list(zip(s.ids, s.policy, strict=True)) for s in sequences])
+    builder.add(list(range(len(sequences))), depth=0, predecessor=-1)
+    scored = {index: number for number, index in enumerate(builder.targets)}
+    owners = [s for s, path in enumerate(builder.policy_path) for _ in path]
+    places = [scored[index] for path in builder.policy_path for index in path]
+    return TokenTree(
+        input_ids=torch.tensor([builder.ids]),
+        position_ids=torch.tensor([builder.positions]),
+        segments=tuple(builder.segments),
+        predecessors=torch.tensor([builder.targets[index] for index in scored]),
+        targets=torch.tensor([builder.ids[index] for index in scored]),
+        owners=torch.tensor(owners),
+        scored=torch.tensor(places),
+        sequences=len(sequences),
+    )
+
+
+class _Builder:
+    """Depth-first construction of the packed row from (id, policy) sequences."""
+
+    def __init__(self, sequences: list[list[tuple[int, bool]]]):
+        self.sequences = sequences
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.targets: dict[int, int] = {}  # row index of a policy token -> row index of its predecessor
+        self.policy_path: list[list[int]] = [[] for _ in sequences]
+
+    def add(self, group: list[int], depth: int, predecessor: int) -> None:
+        """Append what all of `group` share from `depth` on, then each of the branches after it."""
+        end = _common_end([self.sequences[s] for s in group], depth)
+        start = len(self.ids)
+        for offset, (token, policy) in enumerate(self.sequences[group[0]][depth:end]):
+            self.ids.append(token)
+            self.positions.append(depth + offset)
+            if policy:
+                self.targets[start + offset] = predecessor if offset == 0 else start + offset - 1
+                for s in group:
+                    self.policy_path[s].append(start + offset)
+        own_end = len(self.ids)
+        if end > depth:
+            predecessor = own_end - 1
+        branches: dict[tuple[int, bool], list[int]] = {}
+        for s in group:
+            if len(self.sequences[s]) > end:
+                branches.setdefault(self.sequences[s][end], []).append(s)
+        for branch in branches.values():
+            self.add(branch, end, predecessor)
+        if end > depth:
+            self.segments.append(Segment(start, own_end, len(self.ids)))
+
+
+def _common_end(sequences: list[list[tuple[int, bool]]], start: int) -> int:
+    """Where the common prefix of all `sequences` ends, given that they agree before `start`."""
+    end = min(map(len, sequences))
+    for index in range(start, end):
+        if any(sequence[index] != sequences[0][index] for sequence in sequences[1:]):
+            return index
+    return end
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Exact attention in tiles: each segment's tokens attend to it causally, all that descends from it fully.
+
+    query: (kv_heads, groups, row, dim); key, value: (kv_heads, row, dim), so grouped-query heads never get copied.
+    Tiles that share queries are merged by their log-sum-exp as in FlashAttention (arXiv 2205.14135), and the
+    backward pass rebuilds each tile's probabilities from the merged normaliser.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, segments: tuple[Segment, ...]
+    ) -> Tensor:
+        output = torch.zeros_like(query, dtype=torch.float32)
+        normaliser = query.new_full((*query.shape[:3], 1), -torch.inf, dtype=torch.float32)
+        for rows, keys, causal in _tiles(segments):
+            scores = _scores(query, key, rows, keys, causal, scale)
+            seen, total = normaliser[:, :, rows], scores.logsumexp(-1, keepdim=True)
+            merged = torch.logaddexp(seen, total)
+            probabilities = scores.sub_(merged).exp_()
+            tile = _by_head(probabilities.to(value.dtype)) @ value[:, keys]
+            output[:, :, rows] = output[:, :, rows] * (seen - merged).exp() + tile.view_as(output[:, :, rows])
+            normaliser[:, :, rows] = merged
+        output = output.to(query.dtype)
+        ctx.save_for_backward(query, key, value, output, normaliser)
+        ctx.scale, ctx.segments = scale, segments
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, output, normaliser = ctx.saved_tensors
+        grads = [torch.zeros_like(x, dtype=torch.float32) for x in (query, key, value)]
+        shift = (grad.float() * output.float()).sum(-1, keepdim=True)
+        for rows, keys, causal in _tiles(ctx.segments):
+            scores = _scores(query, key, rows, keys, causal, ctx.scale)
+            probabilities = scores.sub_(normaliser[:, :, rows]).exp_()
+            upstream = _by_head(grad[:, :, rows])
+            grads[2][:, keys] += _by_head(probabilities.to(value.dtype)).transpose(1, 2) @ upstream
+            slope = (upstream @ value[:, keys].transpose(1, 2)).float().view_as(probabilities)
+            slope = slope.sub_(shift[:, :, rows]).mul_(probabilities).mul_(ctx.scale)
+            slope = _by_head(slope.to(key.dtype))
+            grads[0][:, :, rows] += (slope @ key[:, keys]).view_as(query[:, :, rows])
+            grads[1][:, keys] += slope.transpose(1, 2) @ _by_head(query[:, :, rows])
+        return *(g.to(x.dtype) for g, x in zip(grads, (query, key, value), strict=True)), None, None
+
+
+def _tiles(segments: tuple[Segment, ...]) -> Iterator[tuple[slice, slice, bool]]:
+    """(query rows, key rows, causal) that together cover every (token, ancestor) pair once."""
+    for segment in segments:
+        for start in range(segment.start, segment.end, _TILE_ROWS):
+            end = min(start + _TILE_ROWS, segment.end)
+            yield slice(start, end), slice(segment.start, end), True
+        for start in range(segment.end, segment.stop, _TILE_ROWS):
+            yield slice(start, min(start + _TILE_ROWS, segment.stop)), slice(segment.start, segment.end), False
+
+
+def _by_head(states: Tensor) -> Tensor:
+    """(kv_heads, groups, rows, x) -> (kv_heads, groups * rows, x): one matrix product per key-value head."""
+    return states.reshape(states.shape[0], -1, states.shape[-1])
+
+
+def _scores(query: Tensor, key: Tensor, rows: slice, keys: slice, causal: bool, scale: float) -> Tensor:
+    """Scaled scores of one tile, (kv_heads, groups, rows, keys), float32."""
+    states = query[:, :, rows]
+    scores = (_by_head(states) @ key[:, keys].transpose(1, 2)).float().mul_(scale)
+    scores = scores.view(*states.shape[:3], -1)
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        scores.masked_fill_(future.triu(rows.start - keys.start + 1), -torch.inf)
+    return scores
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segments: tuple[Segment, ...] = (),
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of each token over its ancestors and itself, as transformers' attention interface wants it.
+
+    query: (1, heads, row, dim); key, value: (1, key-value heads, row, dim). Returns (1, row, heads, dim).
+    """
+    grouped = query[0].unflatten(0, (key.shape[1], -1))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = _TreeAttention.apply(grouped, key[0], value[0], scale, segments)
+    return output.flatten(0, 1).transpose(0, 1)[None], None
+
+
+AttentionInterface.register(ATTENTION, tree_attention)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T)[target] per row, with the gradient of `hidden` made in the forward pass.
+
+    hidden: (n, d), weight: (vocabulary, d) frozen, targets: (n,). Returns (n,) in float32. Logits exist for one
+    chunk at a time, and are not computed again for the backward pass: d logp / d hidden = weight[target] - p @ weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        log_probs, directions = [], []
+        for rows, wanted in zip(hidden.split(_LOGIT_CHUNK), targets.split(_LOGIT_CHUNK), strict=True):
+            logits = (rows @ weight.T).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            log_probs.append(logits.gather(1, wanted[:, None])[:, 0] - normaliser[:, 0])
+            if hidden.requires_grad:
+                probabilities = logits.sub_(normaliser).exp_().to(weight.dtype)
+                directions.append(weight[wanted] - probabilities @ weight)
+        ctx.save_for_backward(torch.cat(directions) if directions else hidden.new_empty(0))
+        return torch.cat(log_probs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (directions,) = ctx.saved_tensors
+        return grad[:, None].to(directions.dtype) * directions, None, None
+
+
+def sequence_log_probs(model: nn.Module, tree: TokenTree) -> Tensor:
+    """Sum of policy-token log-probabilities of each sequence, shape (sequences,), float32.
+
+    `model` is a causal LM from transformers, bare, under PEFT or under a distributed wrapper. Its output head must
+    not be trained. Equals one ordinary causal pass per sequence up to rounding.
+    """
+    head = _unwrapped(model).get_output_embeddings()
+    with _tree_mode(_unwrapped(model)):
+        hidden = model(
+            input_ids=tree.input_ids,
+            position_ids=tree.position_ids,
+            segments=tree.segments,
+            logits_to_keep=tree.predecessors,
+            use_cache=False,
+        ).logits[0]
+    log_probs = _TokenLogProbs.apply(hidden, head.weight.to(hidden.dtype), tree.targets)
+    totals = log_probs.new_zeros(tree.sequences)
+    return totals.index_add(0, tree.owners, log_probs[tree.scored])
+
+
+def _unwrapped(model: nn.Module) -> PreTrainedModel:
+    while not isinstance(model, PreTrainedModel):
+        model = model.module if hasattr(model, "module") else model.get_base_model()
+    return model
+
+
+@contextmanager
+def _tree_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Use tree attention, and hidden states in place of logits, for the passes inside."""
+    before, head = model.config._attn_implementation, model.get_output_embeddings()
+    model.config._attn_implementation = ATTENTION
+    model.set_output_embeddings(nn.Identity())
+    try:
+        yield
+    finally:
+        model.set_output_embeddings(head)
+        model.config._attn_implementation = before
