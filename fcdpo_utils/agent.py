@@ -74,15 +74,15 @@ class Episode:
     """One chain in the making."""
 
     def __init__(self, task: Task, problem: Problem, toolset: str | None = None, limits: Limits = Limits()):
-        self.task, self.problem, self.limits = task, problem, limits
+        self.task, self.problem, self.toolset, self.limits = task, problem, toolset, limits
         self.state = task.start(problem, toolset)
         self.steps: list[Step] = []
-        self.prompt = prompt(task, problem, toolset)
+        self.cut = False  # set by whoever drives the episode when the model's context is full
 
     @property
     def finished(self) -> bool:
         errors = sum(step.error is not None for step in self.steps)
-        return self.state.stopped or errors >= self.limits.errors or len(self.steps) >= self.limits.calls
+        return self.cut or self.state.stopped or errors >= self.limits.errors or len(self.steps) >= self.limits.calls
 
     def step(self, text: str) -> Step:
         """Run one assistant message as a call; what is recorded is one harmless line."""
