@@ -154,7 +154,7 @@ class Toolset:
         self.answer: str | None = None
         self.stopped = False
 
-    @tool('Reasoning("first I add the apples")')
+    @tool('Reasoning("add first")')
     def Reasoning(self, text: str) -> str:
         """Write down a thought."""
         return "Noted"

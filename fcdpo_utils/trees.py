@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from fcdpo_utils.tokens import Tokens
 
+Spans = tuple[tuple[int, int], ...]
 ATTENTION = "token_tree"
 _TILE_ROWS = 256  # query rows of one attention tile: small enough to stay in a CPU cache
 _LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
@@ -27,11 +28,11 @@ _LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at on
 
 @dataclass(frozen=True)
 class Segment:
-    """Row positions `start:end` are its own tokens, `end:stop` all that descends from it (depth-first order)."""
+    """Positions `start:end` of the row; `ancestors` are the spans it continues, from the root on."""
 
     start: int
     end: int
-    stop: int
+    ancestors: Spans
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TokenTree:
 def build_tree(sequences: Sequence[Tokens]) -> TokenTree:
     """Pack `sequences` so that every common prefix stands once. Needs at least one policy token in each."""
     builder = _Builder([list(zip(s.ids, s.policy, strict=True)) for s in sequences])
-    builder.add(list(range(len(sequences))), depth=0, predecessor=-1)
+    builder.add(list(range(len(sequences))), depth=0, ancestors=(), predecessor=-1)
     scored = {index: number for number, index in enumerate(builder.targets)}
     owners = [s for s, path in enumerate(builder.policy_path) for _ in path]
     places = [scored[index] for path in builder.policy_path for index in path]
@@ -89,7 +90,7 @@ class _Builder:
         self.targets: dict[int, int] = {}  # row index of a policy token -> row index of its predecessor
         self.policy_path: list[list[int]] = [[] for _ in sequences]
 
-    def add(self, group: list[int], depth: int, predecessor: int) -> None:
+    def add(self, group: list[int], depth: int, ancestors: Spans, predecessor: int) -> None:
         """Append what all of `group` share from `depth` on, then each of the branches after it."""
         end = _common_end([self.sequences[s] for s in group], depth)
         start = len(self.ids)
@@ -100,17 +101,15 @@ class _Builder:
                 self.targets[start + offset] = predecessor if offset == 0 else start + offset - 1
                 for s in group:
                     self.policy_path[s].append(start + offset)
-        own_end = len(self.ids)
         if end > depth:
-            predecessor = own_end - 1
+            self.segments.append(Segment(start, len(self.ids), ancestors))
+            ancestors, predecessor = (*ancestors, (start, len(self.ids))), len(self.ids) - 1
         branches: dict[tuple[int, bool], list[int]] = {}
         for s in group:
             if len(self.sequences[s]) > end:
                 branches.setdefault(self.sequences[s][end], []).append(s)
         for branch in branches.values():
-            self.add(branch, end, predecessor)
-        if end > depth:
-            self.segments.append(Segment(start, own_end, len(self.ids)))
+            self.add(branch, end, ancestors, predecessor)
 
 
 def _common_end(sequences: list[list[tuple[int, bool]]], start: int) -> int:
@@ -123,58 +122,55 @@ def _common_end(sequences: list[list[tuple[int, bool]]], start: int) -> int:
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Exact attention in tiles: each segment's tokens attend to it causally, all that descends from it fully.
+    """Exact attention of every token over its ancestors and itself, tile by tile.
 
-    query: (kv_heads, groups, row, dim); key, value: (kv_heads, row, dim), so grouped-query heads never get copied.
-    Tiles that share queries are merged by their log-sum-exp as in FlashAttention (arXiv 2205.14135), and the
-    backward pass rebuilds each tile's probabilities from the merged normaliser.
+    query: (kv_heads, groups, row, dim), scaled; key, value: (kv_heads, row, dim), so that grouped-query heads are
+    never copied. The backward pass computes each tile's probabilities again: memory grows with the row alone.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, segments: tuple[Segment, ...]
-    ) -> Tensor:
-        output = torch.zeros_like(query, dtype=torch.float32)
-        normaliser = query.new_full((*query.shape[:3], 1), -torch.inf, dtype=torch.float32)
-        for rows, keys, causal in _tiles(segments):
-            scores = _scores(query, key, rows, keys, causal, scale)
-            seen, total = normaliser[:, :, rows], scores.logsumexp(-1, keepdim=True)
-            merged = torch.logaddexp(seen, total)
-            probabilities = scores.sub_(merged).exp_()
-            tile = _by_head(probabilities.to(value.dtype)) @ value[:, keys]
-            output[:, :, rows] = output[:, :, rows] * (seen - merged).exp() + tile.view_as(output[:, :, rows])
-            normaliser[:, :, rows] = merged
-        output = output.to(query.dtype)
-        ctx.save_for_backward(query, key, value, output, normaliser)
-        ctx.scale, ctx.segments = scale, segments
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+        output = torch.empty_like(query)
+        for rows, keys in _tiles(segments):
+            weights = _probabilities(query, _seen(key, keys), rows)
+            output[:, :, rows] = (weights @ _seen(value, keys)).view_as(output[:, :, rows])
+        ctx.save_for_backward(query, key, value)
+        ctx.segments = segments
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, output, normaliser = ctx.saved_tensors
-        grads = [torch.zeros_like(x, dtype=torch.float32) for x in (query, key, value)]
-        shift = (grad.float() * output.float()).sum(-1, keepdim=True)
-        for rows, keys, causal in _tiles(ctx.segments):
-            scores = _scores(query, key, rows, keys, causal, ctx.scale)
-            probabilities = scores.sub_(normaliser[:, :, rows]).exp_()
-            upstream = _by_head(grad[:, :, rows])
-            grads[2][:, keys] += _by_head(probabilities.to(value.dtype)).transpose(1, 2) @ upstream
-            slope = (upstream @ value[:, keys].transpose(1, 2)).float().view_as(probabilities)
-            slope = slope.sub_(shift[:, :, rows]).mul_(probabilities).mul_(ctx.scale)
-            slope = _by_head(slope.to(key.dtype))
-            grads[0][:, :, rows] += (slope @ key[:, keys]).view_as(query[:, :, rows])
-            grads[1][:, keys] += slope.transpose(1, 2) @ _by_head(query[:, :, rows])
-        return *(g.to(x.dtype) for g, x in zip(grads, (query, key, value), strict=True)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value = ctx.saved_tensors
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+        for rows, keys in _tiles(ctx.segments):
+            seen = _seen(key, keys)
+            weights, upstream = _probabilities(query, seen, rows), _by_head(grad[:, :, rows])
+            _add_to_seen(grad_value, weights.transpose(1, 2) @ upstream, keys)
+            slope = upstream @ _seen(value, keys).transpose(1, 2)
+            slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, slope.dtype)
+            grad_query[:, :, rows] = (slope @ seen).view_as(grad_query[:, :, rows])
+            _add_to_seen(grad_key, slope.transpose(1, 2) @ _by_head(query[:, :, rows]), keys)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None
 
 
-def _tiles(segments: tuple[Segment, ...]) -> Iterator[tuple[slice, slice, bool]]:
-    """(query rows, key rows, causal) that together cover every (token, ancestor) pair once."""
+def _tiles(segments: tuple[Segment, ...]) -> Iterator[tuple[slice, Spans]]:
+    """(query rows, spans of keys); the rows are the last keys of the last span, and causal among themselves."""
     for segment in segments:
         for start in range(segment.start, segment.end, _TILE_ROWS):
             end = min(start + _TILE_ROWS, segment.end)
-            yield slice(start, end), slice(segment.start, end), True
-        for start in range(segment.end, segment.stop, _TILE_ROWS):
-            yield slice(start, min(start + _TILE_ROWS, segment.stop)), slice(segment.start, segment.end), False
+            yield slice(start, end), (*segment.ancestors, (segment.start, end))
+
+
+def _seen(states: Tensor, spans: Spans) -> Tensor:
+    """(kv_heads, row, dim) -> (kv_heads, keys, dim), the keys of one tile."""
+    return torch.cat([states[:, a:b] for a, b in spans], dim=1)
+
+
+def _add_to_seen(states: Tensor, change: Tensor, spans: Spans) -> None:
+    """The transpose of `_seen`: add (kv_heads, keys, dim) where the keys came from."""
+    for (a, b), part in zip(spans, change.split([b - a for a, b in spans], dim=1), strict=True):
+        states[:, a:b] += part
 
 
 def _by_head(states: Tensor) -> Tensor:
@@ -182,15 +178,13 @@ def _by_head(states: Tensor) -> Tensor:
     return states.reshape(states.shape[0], -1, states.shape[-1])
 
 
-def _scores(query: Tensor, key: Tensor, rows: slice, keys: slice, causal: bool, scale: float) -> Tensor:
-    """Scaled scores of one tile, (kv_heads, groups, rows, keys), float32."""
+def _probabilities(query: Tensor, keys: Tensor, rows: slice) -> Tensor:
+    """Attention weights of one tile, (kv_heads, groups * rows, keys)."""
     states = query[:, :, rows]
-    scores = (_by_head(states) @ key[:, keys].transpose(1, 2)).float().mul_(scale)
-    scores = scores.view(*states.shape[:3], -1)
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-        scores.masked_fill_(future.triu(rows.start - keys.start + 1), -torch.inf)
-    return scores
+    scores = _by_head(states) @ keys.transpose(1, 2)
+    own = scores.view(*states.shape[:3], -1)[..., 1 - states.shape[2] :] if states.shape[2] > 1 else scores[..., :0]
+    own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).triu(), -torch.inf)
+    return scores.softmax(-1)
 
 
 def tree_attention(
@@ -207,9 +201,9 @@ def tree_attention(
 
     query: (1, heads, row, dim); key, value: (1, key-value heads, row, dim). Returns (1, row, heads, dim).
     """
-    grouped = query[0].unflatten(0, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _TreeAttention.apply(grouped, key[0], value[0], scale, segments)
+    grouped = (query[0] * scale).unflatten(0, (key.shape[1], -1))
+    output = _TreeAttention.apply(grouped, key[0], value[0], segments)
     return output.flatten(0, 1).transpose(0, 1)[None], None
 
 

@@ -88,7 +88,7 @@ class NumberTools(Toolset):
     def Answer(self, value: Number) -> str:
         """Record the final answer."""
         self.answer = format_number(value)
-        return f"Answer recorded: {self.answer}"
+        return "Answer recorded"
 
     def answer_follows(self) -> bool:
         """Whether the recorded answer is a result that this chain computed."""

@@ -38,7 +38,7 @@ class FolTools(Toolset):
 
     def conclude(self, label: Label) -> str:
         self.answer = label
-        return f"Answer recorded: {label}"
+        return "Answer recorded"
 
 
 class DeductionTools(FolTools):
@@ -49,25 +49,25 @@ class DeductionTools(FolTools):
         self.rules: list[Formula] = []
         self.facts: list[Formula] = []
 
-    @tool('Fact("calm(tom)")')
+    @tool('Fact("rich(Tom)")')
     def Fact(self, text: str) -> str:
         """Record a fact of the problem."""
         fact = self.formalise(text)
         if fact.head is not None:
             raise Refused("this is a rule; use Rule")
         if not fact.exists:
-            return self._record([fact])
-        witness = f"someone{len(self.facts) + 1}"
+            return self._record([fact]).partition(":")[0]  # the formula stands in the call already
+        witness = f"Someone{len(self.facts) + 1}"
         binding = dict.fromkeys("xyz", witness)
         return self._record([Formula((literal.bind(binding),)) for literal in fact.body])
 
-    @tool('Rule("calm(x) -> kind(x)")')
+    @tool('Rule("rich(x) -> kind(x)")')
     def Rule(self, text: str) -> str:
         """Record a rule of the problem."""
         rule = self.formalise(text)
         if rule.head is None:
             raise Refused("this is a fact; use Fact")
-        return self._record_rule(rule)
+        return self._record_rule(rule).partition(":")[0]
 
     @tool('Apply("R1", "F1")')
     def Apply(self, rule: str, fact: str) -> str:
@@ -77,7 +77,7 @@ class DeductionTools(FolTools):
             raise Refused(f"{self._rule(rule)} does not apply to {self._fact(fact)}")
         return self._record([Formula((literal,)) for literal in found])
 
-    @tool('Query("kind(tom)")')
+    @tool('Query("kind(Tom)")')
     def Query(self, goal: str) -> str:
         """Look up whether a statement was derived."""
         return lookup(_parse(goal), self.known())
@@ -153,13 +153,13 @@ class DecideTools(FolTools):
         self.recorded: list[Formula] = []
         self.decided: str | None = None
 
-    @tool('Premise("calm(x) -> kind(x)")')
+    @tool('Premise("rich(x) -> kind(x)")')
     def Premise(self, formula: str) -> str:
         """Record one premise of the problem."""
         self.recorded.append(self.formalise(formula))
         return f"P{len(self.recorded)}: {self.recorded[-1]}"
 
-    @tool('Decide("kind(tom)")')
+    @tool('Decide("kind(Tom)")')
     def Decide(self, goal: str) -> str:
         """Decide a statement from the recorded premises."""
         parsed = _parse_goal(goal)
@@ -189,7 +189,7 @@ def _parse(text: str) -> Formula:
 def _parse_goal(text: str) -> Formula:
     goal = _parse(text)
     if goal.head is not None or len(goal.body) > 1:
-        raise Refused("a goal is one statement such as kind(tom)")
+        raise Refused("a goal is one statement such as kind(Tom)")
     return goal
 
 
@@ -202,7 +202,7 @@ def _numbered(letter: str, name: str, items: list[Formula]) -> Formula:
 
 
 def _is_named(literal: Atom) -> bool:
-    return not any(arg.startswith("someone") for arg in literal.args)
+    return not any(arg.startswith("Someone") for arg in literal.args)
 
 
 def contrapositive(rule: Formula) -> Formula:
@@ -258,9 +258,12 @@ class FirstOrderLogic(Task):
         ]
 
     def example(self) -> Problem:
-        premises = ["happy(x) -> baker(x)", "not baker(x) -> slow(x)", "happy(eve)"]
-        question = "Happy people are bakers. Everyone who is not a baker is slow. Eve is happy. Statement: Eve is not a baker."
-        details = {"premises": premises, "goal": "not baker(eve)", "depth": 1}
+        premises = ["big(x) -> guard(x)", "not guard(x) -> hot(x)", "big(Lisa)"]
+        question = (
+            "Every big person is a guard. Everyone who is not a guard is hot. Lisa is big. "
+            "Statement: Lisa is not a guard."
+        )
+        details = {"premises": premises, "goal": "not guard(Lisa)", "depth": 1}
         return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
 
     def start(self, problem: Problem, toolset: str | None = None) -> FolTools:

@@ -2,7 +2,7 @@
 
 A formula is a fact, a disjunction of facts, an existential fact, or a universally quantified rule:
 
-    cat(tom)     not cat(tom)     cat(tom) or dog(tom)     exists x. cat(x) and small(x)
+    cat(Tom)     not cat(Tom)     cat(Tom) or dog(Tom)     exists x. cat(x) and small(x)
     cat(x) -> mammal(x)     small(x) and not wild(x) -> pet(x)     cat(x) or dog(x) -> pet(x)
 
 x, y and z are variables, every other name a constant. Without function symbols this is the Bernays-Schoenfinkel
@@ -22,13 +22,13 @@ Label = OneOf["True", "False", "Unknown"]
 Binding = dict[str, str]
 VARIABLES = ("x", "y", "z")
 MAX_GROUND_CLAUSES = 200_000
-_ATOM = re.compile(r"(not\s+)?([a-z][a-z0-9_]*)\(\s*([a-z][a-z0-9_]*(?:\s*,\s*[a-z][a-z0-9_]*)*)\s*\)")
+_ATOM = re.compile(r"(not\s+)?([a-z][a-z0-9_]*)\(\s*([A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)*)\s*\)", re.ASCII)
 _EXISTS = re.compile(r"exists\s+([xyz])\s*\.\s*(.*)")
 
 
 @dataclass(frozen=True, order=True)
 class Literal:
-    """A possibly negated atom such as `not likes(x, ann)`."""
+    """A possibly negated atom such as `not likes(x, Ann)`."""
 
     predicate: str
     args: tuple[str, ...]
@@ -89,10 +89,10 @@ def parse_formula(text: str) -> Formula:
 
 
 def parse_literal(text: str) -> Literal:
-    """Read `cat(tom)` or `not likes(x, ann)`; raises ValueError."""
+    """Read `cat(Tom)` or `not likes(x, Ann)`; raises ValueError."""
     match = _ATOM.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f'cannot read "{text.strip()[:40]}"; write for example not cat(tom)')
+        raise ValueError(f'cannot read "{text.strip()[:40]}"; write for example not cat(Tom)')
     negation, predicate, arguments = match.groups()
     return Literal(predicate, tuple(arg.strip() for arg in arguments.split(",")), negation is None)
 

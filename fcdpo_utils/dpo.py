@@ -1,0 +1,450 @@
+"""DPO on all pairs of a prompt, for the price of its distinct tokens.
+
+For a prompt with correct completions W and incorrect ones L, direct preference optimisation (arXiv 2305.18290, eq. 7)
+on the augmented set Da means
+
+    s_w = beta * (log p(w) - log p_ref(w)),  s_l likewise,  loss = mean over W x L of -log sigmoid(s_w - s_l).
+
+The loss depends on |W| + |L| log-probabilities only, so each completion is passed once (and what completions share,
+once: see `trees`), not once per pair. `GroupedDPOTrainer` is TRL's `DPOTrainer` with that loss; TRL's own trainer on
+the expanded pairs stays selectable and is the oracle of the tests. Knows nothing of tasks or chains' meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from fcdpo_utils import store
+from fcdpo_utils.preferences import Block
+from fcdpo_utils.profiles import Settings, TrainingSettings
+from fcdpo_utils.tokens import Tokens
+from fcdpo_utils.trees import TokenTree, build_tree, sequence_log_probs
+
+Progress = Callable[[int, int], None]
+
+
+def grouped_dpo_loss(chosen: Tensor, rejected: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean DPO loss over all pairs of one prompt.
+
+    chosen: (k,), rejected: (l,), the rewards s = beta * (log p - log p_ref). Returns a scalar. With label smoothing
+    e the pair counts as wrong with probability e (conservative DPO). Equal rewards give log 2 = 0.6931.
+    """
+    margins = chosen[:, None] - rejected[None, :]
+    loss = -(1 - label_smoothing) * logsigmoid(margins)
+    if label_smoothing:
+        loss = loss - label_smoothing * logsigmoid(-margins)
+    return loss.mean()
+
+
+# ---- blocks as a data set
+
+
+@dataclass(frozen=True)
+class BlockBatch:
+    """Some prompts with their completions. Sequences are numbered block by block, chosen before rejected.
+
+    `sequences`: tokenised chats. `completions`: their indices in the data set. `sizes`: (k, l) of each block.
+    `weights`: how much each block counts, 1 on average over the data set.
+    """
+
+    sequences: tuple[Tokens, ...]
+    completions: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+
+    def rows(self) -> Iterator[tuple[slice, slice]]:
+        """The chosen and the rejected rows of each block."""
+        start = 0
+        for k, l in self.sizes:
+            yield slice(start, start + k), slice(start + k, start + k + l)
+            start += k + l
+
+
+class BlockDataset(torch.utils.data.Dataset):
+    """One item per prompt that has both kinds; large blocks are sampled anew each epoch.
+
+    `tokens`: the tokenised chat of every completion. `groups`: the task of each block; a batch holds one task, so
+    that its prompts share their instructions.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[Tokens],
+        blocks: Sequence[Block],
+        groups: Sequence[str],
+        max_chosen: int,
+        max_rejected: int,
+        weight: str = "prompts",
+        seed: int = 0,
+    ):
+        kept = [(block, group) for block, group in zip(blocks, groups, strict=True) if block.usable]
+        if not kept:
+            raise ValueError("no prompt has both a correct and an incorrect chain; raise teacher.samples")
+        self.tokens, self.seed, self.epoch = tokens, seed, 0
+        self.blocks = [block for block, _ in kept]
+        self.groups = [group for _, group in kept]
+        self.caps = (max_chosen, max_rejected)
+        pairs = [len(block.chosen) * len(block.rejected) for block in self.blocks]
+        mean = sum(pairs) / len(pairs)
+        self.weights = [count / mean if weight == "pairs" else 1.0 for count in pairs]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        block, rng = self.blocks[index], random.Random(f"{self.seed}/{self.epoch}/{index}")
+        picked = [
+            sorted(rng.sample(indices, cap)) if len(indices) > cap else list(indices)
+            for indices, cap in zip((block.chosen, block.rejected), self.caps, strict=True)
+        ]
+        return {"chosen": picked[0], "rejected": picked[1], "weight": self.weights[index]}
+
+    def used_completions(self) -> list[int]:
+        """Indices of all completions that can be drawn."""
+        return [index for block in self.blocks for index in (*block.chosen, *block.rejected)]
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, BlockBatch]:
+        indices = [index for item in items for index in (*item["chosen"], *item["rejected"])]
+        sizes = tuple((len(item["chosen"]), len(item["rejected"])) for item in items)
+        sequences = tuple(self.tokens[index] for index in indices)
+        return {"batch": BlockBatch(sequences, tuple(indices), sizes, tuple(item["weight"] for item in items))}
+
+
+class GroupSampler(Sampler[int]):
+    """Indices in random order such that each run of `batch_size` of them is of one group where it can be."""
+
+    def __init__(self, groups: Sequence[str], batch_size: int, seed: int):
+        self.groups, self.batch_size, self.seed, self.epoch = groups, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        whole, rest = [], []
+        for group in sorted(set(self.groups)):
+            members = [index for index, name in enumerate(self.groups) if name == group]
+            rng.shuffle(members)
+            full = len(members) - len(members) % self.batch_size
+            whole += [members[i : i + self.batch_size] for i in range(0, full, self.batch_size)]
+            rest += members[full:]
+        rng.shuffle(whole)
+        yield from (index for batch in whole for index in batch)
+        yield from rest
+
+
+# ---- log-probabilities
+
+
+def split_rows(sequences: Sequence[Tokens], row_tokens: int) -> list[tuple[TokenTree, slice]]:
+    """Trees of consecutive sequences, each of at most `row_tokens` tokens where one sequence alone fits."""
+    parts, start = [], 0
+    while start < len(sequences):
+        stop, tree = start + 1, build_tree(sequences[start : start + 1])
+        while stop < len(sequences):
+            larger = build_tree(sequences[start : stop + 1])
+            if len(larger) > row_tokens:
+                break
+            stop, tree = stop + 1, larger
+        parts.append((tree, slice(start, stop)))
+        start = stop
+    return parts
+
+
+def batch_log_probs(model: nn.Module, sequences: Sequence[Tokens], row_tokens: int) -> tuple[Tensor, int, int]:
+    """Log-probability of each sequence, (sequences,); the tokens passed; and in how many passes.
+
+    Flat memory: what does not fit in one row is split, each part's activations are dropped and computed again in its
+    own backward pass. That is "log-probabilities first, then one weighted backward per part", the same gradient.
+    """
+    device = next(model.parameters()).device
+    whole = build_tree(sequences)
+    if len(whole) <= row_tokens:
+        return sequence_log_probs(model, whole.to(device)), len(whole), 1
+    parts = split_rows(sequences, row_tokens)
+    log_probs = [checkpoint(sequence_log_probs, model, tree.to(device), use_reentrant=False) for tree, _ in parts]
+    return torch.cat(log_probs), sum(len(tree) for tree, _ in parts), len(parts)
+
+
+class ReferenceCache:
+    """Reference log-probabilities on disk, keyed by content: base weights and tokens.
+
+    Reused across seeds, ranks and runs. Lines that are torn, altered or of another model are passed over, so their
+    values are computed again.
+    """
+
+    def __init__(self, path: Path, base: str):
+        self.path, self.base = path, base
+        self.values: dict[str, float] = {}
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+                key, value, check = record["key"], float(record["log_prob"]), record["check"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if check == self._check(key, value) and math.isfinite(value):
+                self.values[key] = value
+
+    def key(self, tokens: Tokens) -> str:
+        return store.digest(self.base, str(tokens.ids), str(tokens.policy))
+
+    def _check(self, key: str, value: float) -> str:
+        return store.digest(key, repr(value))[:16]
+
+    def add(self, sequences: Sequence[Tokens], log_probs: Sequence[float]) -> None:
+        new = dict(zip(map(self.key, sequences), log_probs, strict=True))
+        self.values |= new
+        if self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
+            store.write(self.path, self.path.read_text(encoding="utf-8", errors="replace") + "\n")
+        store.append(self.path, ({"key": k, "log_prob": v, "check": self._check(k, v)} for k, v in new.items()))
+
+    def __getitem__(self, tokens: Tokens) -> float:
+        return self.values[self.key(tokens)]
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, types and bytes of all weights but adapters'."""
+    parts: list[str | bytes] = []
+    for name, weight in sorted(model.state_dict().items()):
+        if "lora_" not in name and isinstance(weight, Tensor):
+            flat = weight.detach().cpu().contiguous().flatten()
+            parts += [name, str(weight.dtype), store.digest(flat.view(torch.uint8).numpy().tobytes())]
+    return store.digest(*parts)
+
+
+def reference_log_probs(
+    model: nn.Module,
+    sequences: Sequence[Tokens],
+    cache: ReferenceCache,
+    row_tokens: int,
+    progress: Progress = lambda done, total: None,
+) -> list[float]:
+    """Log-probability of each sequence under the untrained model, computed where the cache has none.
+
+    `model` is the base model, or a PEFT model whose adapters are switched off meanwhile.
+    """
+    missing = [s for s in {cache.key(s): s for s in sequences}.values() if cache.key(s) not in cache.values]
+    parts, done = split_rows(missing, row_tokens), len(sequences) - len(missing)
+    off = model.disable_adapter if hasattr(model, "disable_adapter") else torch.no_grad
+    device = next(model.parameters()).device
+    with torch.no_grad(), off():
+        for tree, part in parts:
+            cache.add(missing[part], sequence_log_probs(model, tree.to(device)).tolist())
+            done += part.stop - part.start
+            progress(done, len(sequences))
+    return [cache[s] for s in sequences]
+
+
+# ---- trainers
+
+
+class GroupedDPOTrainer(DPOTrainer):
+    """TRL's DPO trainer on blocks: the same options, log names, checkpoints and resume, another loss pass."""
+
+    def __init__(self, *args: Any, reference: dict[int, float], settings: TrainingSettings, **kwargs: Any):
+        self.reference, self.settings = reference, settings
+        blocks: BlockDataset = kwargs["train_dataset"]
+        super().__init__(*args, data_collator=blocks.collate, **kwargs)
+
+    def _prepare_dataset(self, dataset: BlockDataset, *_: Any) -> BlockDataset:
+        return dataset  # tokenised already, once per chain
+
+    def _get_train_sampler(self, train_dataset: BlockDataset | None = None) -> Sampler[int]:
+        blocks = train_dataset or self.train_dataset
+        return GroupSampler(blocks.groups, self.args.per_device_train_batch_size, self.args.seed)
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
+        batch: BlockBatch = inputs["batch"]
+        log_probs, tokens, passes = batch_log_probs(model, batch.sequences, self.settings.row_tokens)
+        if passes > 1:
+            self._metrics["train"]["passes"].append(passes)
+        reference = log_probs.new_tensor([self.reference[index] for index in batch.completions])
+        rewards = self.beta * (log_probs - reference)
+        lengths = log_probs.new_tensor([sum(sequence.policy) for sequence in batch.sequences])
+        losses = [
+            weight
+            * (
+                self.settings.dpo_weight
+                * grouped_dpo_loss(rewards[chosen], rewards[rejected], self.settings.label_smoothing)
+                - self.settings.sft_weight * log_probs[chosen].sum() / lengths[chosen].sum()
+            )
+            for (chosen, rejected), weight in zip(batch.rows(), batch.weights, strict=True)
+        ]
+        self._record(batch, log_probs.detach(), rewards.detach(), tokens)
+        return torch.stack(losses).mean()
+
+    def _record(self, batch: BlockBatch, log_probs: Tensor, rewards: Tensor, tokens: int) -> None:
+        """TRL's metric names; means are over pairs, as TRL's are."""
+        metrics = self._metrics["train"]
+        pairs = [(w, l) for chosen, rejected in batch.rows() for w in _indices(chosen) for l in _indices(rejected)]
+        chosen, rejected = (torch.tensor(side, device=rewards.device) for side in zip(*pairs, strict=True))
+        margins = rewards[chosen] - rewards[rejected]
+        self._total_train_tokens += tokens
+        metrics["num_tokens"] = [self._total_train_tokens]
+        for name, values in {
+            "rewards/chosen": rewards[chosen],
+            "rewards/rejected": rewards[rejected],
+            "rewards/margins": margins,
+            "rewards/accuracies": (margins > 0).float(),
+            "logps/chosen": log_probs[chosen],
+            "logps/rejected": log_probs[rejected],
+        }.items():
+            metrics[name].append(values.mean().item())
+
+
+def _indices(rows: slice) -> range:
+    return range(rows.start, rows.stop)
+
+
+class PolicyMaskCollator(DataCollatorForPreference):
+    """TRL's pair collator with the environment's tokens taken out of `completion_mask`.
+
+    Rows carry `chosen_policy` and `rejected_policy`, one flag per completion token:
+
+        prompt_ids [1, 2], chosen_ids [3, 4, 5], chosen_policy [1, 0, 1] -> completion_mask [0, 0, 1, 0, 1]
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        sides = [(example, "chosen") for example in examples] + [(example, "rejected") for example in examples]
+        for row, (example, side) in enumerate(sides):
+            start, flags = len(example["prompt_ids"]), torch.tensor(example[f"{side}_policy"])
+            output["completion_mask"][row, start : start + len(flags)] *= flags
+        return output
+
+
+class StockDPOTrainer(DPOTrainer):
+    """TRL's trainer on expanded pairs that were tokenised beforehand, with the environment's tokens masked."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, "chosen_policy", "rejected_policy"]
+
+
+def pair_dataset(tokens: Sequence[Tokens], pairs: Sequence[tuple[int, int]]) -> Dataset:
+    """Expanded (chosen, rejected) pairs in the columns of TRL's collator, plus the policy flags."""
+
+    def row(chosen: Tokens, rejected: Tokens) -> dict[str, list[int]]:
+        start = min(chosen.prompt_length, rejected.prompt_length)
+        return {
+            "prompt_ids": list(chosen.ids[:start]),
+            "chosen_ids": list(chosen.ids[start:]),
+            "rejected_ids": list(rejected.ids[start:]),
+            "chosen_policy": [int(flag) for flag in chosen.policy[start:]],
+            "rejected_policy": [int(flag) for flag in rejected.policy[start:]],
+        }
+
+    return Dataset.from_list([row(tokens[chosen], tokens[rejected]) for chosen, rejected in pairs])
+
+
+def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: torch.dtype) -> DPOConfig:
+    """TRL's configuration for these settings; mixed precision only where the device profits from it."""
+    training, cuda = settings.training, torch.cuda.is_available()
+    return DPOConfig(
+        output_dir=str(output_dir),
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(training.warmup * steps),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.prompts_per_step,
+        gradient_accumulation_steps=training.accumulation,
+        beta=training.beta,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[training.dpo_weight, training.sft_weight],
+        max_length=None,
+        bf16=cuda and dtype == torch.bfloat16,
+        fp16=cuda and dtype == torch.float16,
+        use_cpu=not cuda,
+        gradient_checkpointing=training.gradient_checkpointing,
+        dataloader_pin_memory=cuda,
+        logging_steps=1,
+        save_steps=training.save_steps,
+        save_total_limit=1,
+        seed=settings.seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=training.trainer == "stock",
+    )
+
+
+def lora_config(training: TrainingSettings) -> LoraConfig:
+    """LoRA on every linear layer but the output head."""
+    return LoraConfig(
+        r=training.lora_rank, lora_alpha=training.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: BlockDataset,
+    settings: Settings,
+    output_dir: Path,
+    cache: Path,
+    pairs: Sequence[tuple[int, int]],
+    progress: Progress = lambda done, total: None,
+) -> DPOTrainer:
+    """The trainer that `settings.training.trainer` names, ready to `train()`.
+
+    grouped trains on `blocks`, stock on the expanded `pairs`. Reference log-probabilities of the grouped trainer
+    come from, and go to, the file `cache`.
+    """
+    training = settings.training
+    items = len(blocks) if training.trainer == "grouped" else len(pairs)
+    per_step = training.prompts_per_step * training.accumulation
+    args = training_arguments(settings, output_dir, math.ceil(items * training.epochs / per_step), model.dtype)
+    common = {"model": model, "args": args, "processing_class": tokenizer, "peft_config": lora_config(training)}
+    torch.manual_seed(settings.seed)  # the adapters' initial weights
+    if training.trainer == "stock":
+        if training.label_smoothing:
+            raise ValueError("setting training.label_smoothing: TRL's sigmoid loss has none; use trainer=grouped or 0")
+        collator = PolicyMaskCollator(pad_token_id=tokenizer.pad_token_id)
+        trainer = StockDPOTrainer(train_dataset=pair_dataset(blocks.tokens, pairs), data_collator=collator, **common)
+    else:
+        used = blocks.used_completions()
+        sequences = [blocks.tokens[index] for index in used]
+        reference_cache = ReferenceCache(cache, model_digest(model))
+        values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
+        reference = dict(zip(used, values, strict=True))
+        trainer = GroupedDPOTrainer(train_dataset=blocks, reference=reference, settings=training, **common)
+    cast_adapters(trainer.model, adapter_dtype(model.dtype))
+    return trainer
+
+
+def adapter_dtype(base: torch.dtype) -> torch.dtype:
+    """fp16 needs fp32 adapters (the gradient scaler refuses others); else adapters follow the base model."""
+    return torch.float32 if base == torch.float16 else base
+
+
+def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give all trainable parameters one dtype (TRL casts quantised models' adapters to bf16 unconditionally)."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)

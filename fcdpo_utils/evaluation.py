@@ -1,0 +1,104 @@
+"""Before against after on the same held-out problems: outcome categories, intervals and paired tests.
+
+Works on finished chains; knows nothing of models or figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fcdpo_utils.agent import OUTCOMES, Chain
+from fcdpo_utils.tasks.base import Problem
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proportion with its Wilson 95 % interval; `estimate` is successes / trials."""
+
+    successes: int
+    trials: int
+    low: float
+    high: float
+
+    @property
+    def estimate(self) -> float:
+        return self.successes / self.trials
+
+    def __str__(self) -> str:
+        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(successes: int, trials: int) -> Score:
+    """Wilson score interval at 95 % (Wilson 1927). Raises ValueError without trials."""
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"expected 0 <= successes <= trials with trials >= 1, got {successes} of {trials}")
+    p, z2 = successes / trials, Z95**2
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    low = 0.0 if successes == 0 else centre - half
+    return Score(successes, trials, low, 1.0 if successes == trials else centre + half)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test on paired outcomes: how many were gained and lost, and the two-sided p-value."""
+
+    gained: int
+    lost: int
+    p: float
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+    """Exact (binomial) McNemar test (McNemar 1947) on two outcomes of the same problems."""
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    n, tail = gained + lost, min(gained, lost)
+    p = min(1.0, 2 * sum(math.comb(n, i) for i in range(tail + 1)) / 2**n)
+    return McNemar(gained, lost, p)
+
+
+def step_validity(chains: Sequence[Chain]) -> float:
+    """Share of all calls that the engine accepted; 0 when nothing was called."""
+    steps = [step for chain in chains for step in chain.steps]
+    return sum(step.error is None for step in steps) / len(steps) if steps else 0.0
+
+
+def outcome_counts(chains: Sequence[Chain]) -> dict[str, int]:
+    """Chains per terminal category, in a fixed order; sound chains are told apart from merely solved ones."""
+    counts = Counter("sound" if chain.sound else chain.outcome for chain in chains)
+    return {name: counts[name] for name in ("sound", *OUTCOMES)}
+
+
+def summary(chains: Sequence[Chain]) -> dict[str, Any]:
+    """What `metrics.json` holds for one student on one task."""
+    solved = wilson(sum(chain.solved for chain in chains), len(chains))
+    sound = wilson(sum(chain.sound for chain in chains), len(chains))
+    return {
+        "solved": solved.estimate,
+        "solved_ci95": [solved.low, solved.high],
+        "sound": sound.estimate,
+        "sound_ci95": [sound.low, sound.high],
+        "step_validity": step_validity(chains),
+        "outcomes": outcome_counts(chains),
+    }
+
+
+def compare(before: Sequence[Chain], after: Sequence[Chain]) -> dict[str, Any]:
+    """Both summaries and the paired test on soundness. Raises ValueError where the problems differ."""
+    if [chain.problem_id for chain in before] != [chain.problem_id for chain in after]:
+        raise ValueError("before and after must hold the same problems in the same order")
+    test = mcnemar([chain.sound for chain in before], [chain.sound for chain in after])
+    return {"n": len(before), "before": summary(before), "after": summary(after), "mcnemar": vars(test)}
+
+
+def by_level(problems: Sequence[Problem], chains: Sequence[Chain]) -> dict[int, Score]:
+    """Soundness per level of difficulty."""
+    levels = sorted({problem.level for problem in problems})
+    groups = {level: [c.sound for p, c in zip(problems, chains, strict=True) if p.level == level] for level in levels}
+    return {level: wilson(sum(group), len(group)) for level, group in groups.items()}

@@ -1,0 +1,150 @@
+"""One validated settings object per run, from `<profile>.yaml` beside this file plus `a.b=c` overrides.
+
+Every setting that a notebook uses comes from here; unknown names and wrong types are refused before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PROFILES = Path(__file__).parent
+
+
+class SettingsError(ValueError):
+    """One line: the profile or setting that is wrong and what was expected."""
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(_Group):
+    """How many problems of one task, and of which kind."""
+
+    train: int = Field(ge=0, description="training problems")
+    test: int = Field(ge=0, description="held-out problems")
+    levels: tuple[int, ...] = Field(description="difficulty levels, taken in turn")
+    toolset: str | None = Field(default=None, description="None is the task's default toolset")
+    path: str | None = Field(default=None, description="a JSONL file of GSM8K's form, for the task gsm8k")
+
+
+class TeacherSettings(_Group):
+    """Who makes the chains."""
+
+    kind: Literal["scripted"] = "scripted"
+    samples: int = Field(default=4, ge=1, description="chains per training problem")
+    error_rate: float = Field(default=0.5, ge=0, le=1, description="share of chains that get a mistake")
+    variation: float = Field(default=0.3, ge=0, le=1, description="share of correct chains in another order")
+
+
+class LimitSettings(_Group):
+    """When an unfinished chain is ended."""
+
+    calls: int = Field(default=24, ge=1)
+    errors: int = Field(default=3, ge=1)
+
+
+class PreferenceSettings(_Group):
+    """How chains become pairs."""
+
+    label: Literal["sound", "solved"] = Field(default="sound", description="what makes a chain 'chosen'")
+    pairs: Literal["augmented", "original"] = Field(default="augmented", description="Da or D*")
+    max_chosen: int = Field(default=8, ge=1, description="correct chains of a prompt used in one epoch")
+    max_rejected: int = Field(default=8, ge=1, description="incorrect chains of a prompt used in one epoch")
+
+
+class StudentSettings(_Group):
+    """The model that learns."""
+
+    source: str = Field(default="embedded", description="'embedded', a folder, or a hub id")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    four_bit: bool = Field(default=False, description="NF4 with double quantisation (QLoRA)")
+
+
+class TrainingSettings(_Group):
+    """DPO (arXiv 2305.18290) on LoRA adapters (arXiv 2106.09685)."""
+
+    trainer: Literal["grouped", "stock"] = "grouped"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    prompts_per_step: int = Field(default=4, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    beta: float = Field(default=0.1, gt=0)
+    dpo_weight: float = Field(default=1.0, ge=0)
+    sft_weight: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    block_weight: Literal["pairs", "prompts"] = Field(default="prompts", description="what the mean loss is over")
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    warmup: float = Field(default=0.06, ge=0, lt=1, description="share of the steps")
+    row_tokens: int = Field(default=6_000, ge=64, description="tokens of one pass; larger batches are split")
+    gradient_checkpointing: bool = False
+    save_steps: int = Field(default=20, ge=1)
+
+
+class EvaluationSettings(_Group):
+    """Greedy decoding of held-out problems."""
+
+    batch_size: int = Field(default=64, ge=1)
+    turn_tokens: int = Field(default=48, ge=8)
+
+
+class Settings(_Group):
+    """Everything a run depends on."""
+
+    profile: str
+    seed: int = 0
+    tasks: dict[Literal["fol", "arithmetic", "gsm8k"], TaskSettings]
+    limits: LimitSettings = LimitSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    preferences: PreferenceSettings = PreferenceSettings()
+    student: StudentSettings = StudentSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")
+
+    def table(self) -> str:
+        """The settings as indented text, for a notebook to show."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).rstrip()
+
+
+def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings:
+    """Settings of `profile` with overrides such as `teacher.samples=8` (a list, or one string split at spaces).
+
+    Raises `SettingsError` with one line for an unknown profile or setting, or a value of the wrong type.
+    """
+    path = PROFILES / f"{profile}.yaml"
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if profile not in known:
+        raise SettingsError(f"unknown profile {profile!r}; expected one of {', '.join(known)}")
+    values: dict[str, Any] = {"profile": profile, **yaml.safe_load(path.read_text(encoding="utf-8"))}
+    for override in overrides.split() if isinstance(overrides, str) else overrides:
+        _set(values, override)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {first['input']!r}"
+        reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"][0].lower() + first["msg"][1:]
+        raise SettingsError(f"setting {place}: {reason}{got}") from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *groups, last = name.split(".")
+    if not equals or not name:
+        raise SettingsError(f"override {override!r}: expected name=value such as teacher.samples=8")
+    for group in groups:
+        values = values.setdefault(group, {})
+        if not isinstance(values, dict):
+            raise SettingsError(f"setting {name}: {group} is not a group of settings")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"setting {name}: cannot read {text!r} as a value") from None
