@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -448,3 +448,23 @@ def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+
+
+def progress_callback(progress: Progress) -> TrainerCallback:
+    """Reports optimiser steps to `progress`."""
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+            progress(state.global_step, state.max_steps)
+
+    return Report()
+
+
+def curve(trainer: DPOTrainer) -> list[dict[str, float]]:
+    """One row per logged step, resumed runs included: step, loss, margins, chosen and rejected log-probabilities."""
+    names = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "learning_rate")
+    return [
+        {"step": row["step"], **{name: row[name] for name in names}, "num_tokens": row.get("num_tokens", 0)}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]

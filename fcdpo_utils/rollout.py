@@ -1,15 +1,15 @@
 """Many chains at once from one local model.
 
-All chains of a batch advance one token per step through one key-value cache. The prompt text that they share is
-computed once and stored once; a function's result is pushed in as forced tokens while other rows go on sampling;
-finished rows leave the batch. Each chain draws from its own random stream, so what it says does not depend on its
-neighbours (exactly so in fp32 up to ties; rounding in bf16 can tip a sample). Knows nothing of training.
+Every pass feeds each chain of a batch whatever it has pending: the token it just chose, or a whole function result as
+forced tokens. The linear layers see all of it as one packed row without padding; each chain attends to its own cache
+and to the prompt text that all share, which is computed and stored once. Finished chains leave the batch. Each chain
+draws from its own random stream, so what it says does not depend on its neighbours (exactly so in fp32 up to ties;
+rounding in bf16 can tip a choice). Knows nothing of training.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +21,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fcdpo_utils.agent import Chain, Episode, prompt
 from fcdpo_utils.tokens import encode_text, render
+from fcdpo_utils.trees import causal_weights
 
 ATTENTION = "shared_prefix"
 _GROWTH = 64  # cache positions allocated at a time
-_COMPACT_AT = 7 / 8  # rows are dropped once fewer than this share is alive
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,32 @@ class Sampling:
 
 @dataclass
 class _Row:
-    """Per-chain state: tokens still to be fed, tokens of the open turn, and where the row stands."""
+    """Per-chain state: tokens still to be fed, tokens of the open turn, and how many are in the cache."""
 
     episode: Episode
     stream: random.Random
-    position: int
-    forced: deque[int] = field(default_factory=deque)
+    pending: list[int]
     turn: list[int] = field(default_factory=list)
+    cached: int = 0
 
 
-class _SuffixLayer(CacheLayerMixin):
-    """Keys and values of one layer: a prefix stored once, (kv_heads, prefix, dim), and a growing suffix per row."""
+@dataclass(frozen=True)
+class _Plan:
+    """Which tokens of the packed row (length n) belong to which cache row.
+
+    `rows`, `slots`: (n,), where each token is cached. `last`: (batch,), each row's last token in the packed row.
+    `visible`: (batch, slots), what that last token sees. `chunks`: (row, start, end, cached) of rows that feed several.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    last: Tensor
+    visible: Tensor
+    chunks: tuple[tuple[int, int, int, int], ...]
+
+
+class _RowLayer(CacheLayerMixin):
+    """One layer's keys and values: a prefix stored once, (kv_heads, prefix, dim), and (batch, kv_heads, slots, dim)."""
 
     is_compileable = False
 
@@ -57,37 +72,38 @@ class _SuffixLayer(CacheLayerMixin):
         super().__init__()
         self.prefix: tuple[Tensor, Tensor] | None = None
         self.buffers: list[Tensor] = []
-        self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Append (batch, kv_heads, new, dim) in place; returns views of the whole suffix."""
-        self.lazy_initialization(keys, values)
-        end = self.length + keys.shape[2]
-        if not self.buffers or end > self.buffers[0].shape[2]:
-            room = (*keys.shape[:2], end - self.length + _GROWTH, keys.shape[3])
-            old = [b[:, :, : self.length] for b in self.buffers] or [x.new_empty(room)[:, :, :0] for x in (keys, values)]
-            self.buffers = [torch.cat([b, b.new_empty(room)], dim=2) for b in old]
-        for buffer, new in zip(self.buffers, (keys, values), strict=True):
-            buffer[:, :, self.length : end] = new
-        self.length = end
-        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
+        """Nothing: `write` is called by the attention, which knows the plan."""
+        return keys, values
 
-    def freeze_prefix(self) -> None:
-        """What was cached so far (one row) becomes the shared prefix."""
-        self.prefix = tuple(buffer[0, :, : self.length].contiguous() for buffer in self.buffers)
-        self.buffers, self.length = [], 0
+    def write(self, keys: Tensor, values: Tensor, plan: _Plan) -> None:
+        """Cache (1, kv_heads, n, dim) at the plan's rows and slots, growing the buffers where needed."""
+        batch, slots = plan.visible.shape
+        for index, new in enumerate((keys, values)):
+            if len(self.buffers) <= index:
+                self.buffers.append(new.new_zeros(batch, new.shape[1], slots + _GROWTH, new.shape[3]))
+            elif self.buffers[index].shape[2] < slots:
+                old = self.buffers[index]
+                self.buffers[index] = torch.cat([old, old.new_zeros(*old.shape[:2], _GROWTH + slots, old.shape[3])], 2)
+            self.buffers[index][plan.rows, :, plan.slots] = new[0].transpose(0, 1)
+
+    def freeze_prefix(self, length: int) -> None:
+        """What row 0 holds becomes the shared prefix."""
+        self.prefix = tuple(buffer[0, :, :length].contiguous() for buffer in self.buffers)
+        self.buffers = []
 
     def keep(self, rows: Tensor) -> None:
         self.buffers = [buffer[rows] for buffer in self.buffers]
 
     def get_seq_length(self) -> int:
-        return self.length
+        return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -101,95 +117,99 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     cache: Cache | None = None,
-    visible: Tensor | None = None,
+    plan: _Plan | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over the shared prefix and each row's own suffix, in transformers' attention interface.
+    """Attention of a packed row over each token's own cache row and the shared prefix.
 
-    query: (batch, heads, new, dim); key, value: (batch, kv_heads, suffix, dim); visible: (batch, new, suffix).
-    Grouped heads are never copied; the prefix meets the queries of all rows in one product.
+    query: (1, heads, n, dim); key, value: (1, kv_heads, n, dim). Returns (1, n, heads, dim).
     """
-    (batch, heads, new, dim), kv_heads = query.shape, key.shape[1]
-    scale = dim**-0.5 if scaling is None else scaling
-    own = query.reshape(batch, kv_heads, -1, dim)
-    scores = (own @ key.transpose(2, 3)).float().mul_(scale).view(batch, kv_heads, -1, new, key.shape[2])
+    layer = cache.layers[module.layer_idx]
+    layer.write(key, value, plan)
+    kv_heads, dim = key.shape[1], key.shape[3]
+    query = (query[0] * (dim**-0.5 if scaling is None else scaling)).unflatten(0, (kv_heads, -1))
+    output = query.new_empty(query.shape[2], query.shape[0] * query.shape[1], dim)
+    output[plan.last] = _last_tokens(query[:, :, plan.last], layer, plan.visible).flatten(1, 2)
+    for row, start, end, cached in plan.chunks:
+        keys, values = (_history(layer, index, row, cached + end - start) for index in (0, 1))
+        weights = causal_weights(query[:, :, start:end], keys)
+        output[start:end] = (weights @ values).view(kv_heads, -1, end - start, dim).permute(2, 0, 1, 3).flatten(1, 2)
+    return output[None], None
+
+
+def _history(layer: _RowLayer, index: int, row: int, length: int) -> Tensor:
+    """Keys (0) or values (1) that one row has seen, (kv_heads, prefix + length, dim)."""
+    own = layer.buffers[index][row, :, :length]
+    return own if layer.prefix is None else torch.cat([layer.prefix[index], own], dim=1)
+
+
+def _last_tokens(query: Tensor, layer: _RowLayer, visible: Tensor) -> Tensor:
+    """One query per row, (kv_heads, groups, batch, dim) -> (batch, kv_heads, groups, dim).
+
+    Grouped heads are never copied, and the prefix meets the queries of all rows in one product.
+    """
+    (kv_heads, groups, batch, dim), slots = query.shape, visible.shape[1]
+    keys, values = (buffer[:, :, :slots] for buffer in layer.buffers)
+    scores = query.permute(2, 0, 1, 3) @ keys.transpose(2, 3)
     scores.masked_fill_(~visible[:, None, None], -torch.inf)
-    prefix = cache.layers[module.layer_idx].prefix
-    if prefix is not None:
-        shared = own.transpose(0, 1).reshape(kv_heads, -1, dim)
-        before = (shared @ prefix[0].transpose(1, 2)).float().mul_(scale)
-        before = before.view(kv_heads, batch, -1, new, before.shape[-1]).transpose(0, 1)
-        scores = torch.cat([before, scores], dim=-1)
-    weights = scores.softmax(-1).to(value.dtype)
-    split = 0 if prefix is None else prefix[0].shape[1]
-    output = weights[..., split:].reshape(batch, kv_heads, -1, key.shape[2]) @ value
-    if prefix is not None:
-        shared = weights[..., :split].transpose(0, 1).reshape(kv_heads, -1, split) @ prefix[1]
-        output = output + shared.view(kv_heads, batch, -1, dim).transpose(0, 1)
-    return output.reshape(batch, heads, new, dim).transpose(1, 2), None
+    if layer.prefix is None:
+        return scores.softmax(-1) @ values
+    shared = (query.reshape(kv_heads, -1, dim) @ layer.prefix[0].transpose(1, 2)).view(kv_heads, groups, batch, -1)
+    weights = torch.cat([shared.permute(2, 0, 1, 3), scores], dim=-1).softmax(-1)
+    before, own = weights.split([shared.shape[-1], slots], dim=-1)
+    prefix = (before.permute(1, 2, 0, 3).reshape(kv_heads, -1, shared.shape[-1]) @ layer.prefix[1]).view(query.shape)
+    return own @ values + prefix.permute(2, 0, 1, 3)
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
 class _Batch:
-    """The rows of one batch, their cache and the mask of what each row may see."""
+    """The rows of one batch and their cache; `offset` is the length of the shared prefix."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[_Row], prefix: list[int]):
-        self.model, self.tokenizer, self.rows = model, tokenizer, rows
-        self.device = model.device
-        self.cache = Cache(layers=[_SuffixLayer() for _ in range(model.config.num_hidden_layers)])
-        self.visible = torch.ones(1, 0, dtype=torch.bool, device=self.device)
+    def __init__(self, model: PreTrainedModel, rows: list[_Row], prefix: list[int]):
+        self.model, self.rows, self.offset = model, rows, 0
+        self.cache = Cache(layers=[_RowLayer() for _ in range(model.config.num_hidden_layers)])
         if prefix:
-            self._forward(torch.tensor([prefix]), torch.arange(len(prefix))[None], torch.ones(1, len(prefix)).bool())
+            self._feed([_Row(rows[0].episode, rows[0].stream, prefix)])
             for layer in self.cache.layers:
-                layer.freeze_prefix()
-        self.visible = self.visible.new_ones(len(rows), 0)
+                layer.freeze_prefix(len(prefix))
+            self.offset = len(prefix)
 
-    def prefill(self, suffixes: list[list[int]]) -> Tensor:
-        """Feed each row's own prompt, left-padded; returns next-token logits (rows, vocabulary)."""
-        width = max(map(len, suffixes))
-        ids = torch.zeros(len(suffixes), width, dtype=torch.long)
-        real = torch.zeros(len(suffixes), width, dtype=torch.bool)
-        positions = torch.zeros(len(suffixes), width, dtype=torch.long)
-        for index, (row, suffix) in enumerate(zip(self.rows, suffixes, strict=True)):
-            ids[index, width - len(suffix) :] = torch.tensor(suffix)
-            real[index, width - len(suffix) :] = True
-            positions[index, width - len(suffix) :] = row.position + torch.arange(len(suffix))
-            row.position += len(suffix)
-        return self._forward(ids, positions, real)
-
-    def step(self, tokens: list[int]) -> Tensor:
-        """Feed one token per row; returns next-token logits (rows, vocabulary)."""
-        positions = torch.tensor([[row.position] for row in self.rows])
-        for row in self.rows:
-            row.position += 1
-        return self._forward(torch.tensor(tokens)[:, None], positions, torch.ones(len(tokens), 1).bool())
+    def advance(self) -> Tensor:
+        """Feed what every row has pending; returns next-token logits, (rows, vocabulary) in float32."""
+        return self._feed(self.rows)
 
     def keep(self, alive: list[int]) -> None:
         self.rows = [self.rows[index] for index in alive]
-        index = torch.tensor(alive, device=self.device)
-        self.visible = self.visible[index]
         for layer in self.cache.layers:
-            layer.keep(index)
+            layer.keep(torch.tensor(alive, dtype=torch.long, device=self.model.device))
 
-    def _forward(self, ids: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-        seen, new = self.visible.shape[1], ids.shape[1]
-        self.visible = torch.cat([self.visible.expand(len(ids), -1), real.to(self.device)], dim=1)
-        order = torch.arange(seen + new, device=self.device)
-        causal = order <= seen + torch.arange(new, device=self.device)[:, None]
-        # a padded query sees itself, or its softmax would be over nothing
-        visible = self.visible[:, None] & causal | (order == seen + torch.arange(new, device=self.device)[:, None])
+    def _feed(self, rows: list[_Row]) -> Tensor:
+        ids, owners, slots, last, chunks = [], [], [], [], []
+        for index, row in enumerate(rows):
+            if len(row.pending) > 1:
+                chunks.append((index, len(ids), len(ids) + len(row.pending), row.cached))
+            ids += row.pending
+            owners += [index] * len(row.pending)
+            slots += range(row.cached, row.cached + len(row.pending))
+            last.append(len(ids) - 1)
+            row.cached += len(row.pending)
+            row.pending = []
+        device = self.model.device
+        lengths = torch.tensor([row.cached for row in rows])
+        visible = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)
+        places = [torch.tensor(x, device=device) for x in (owners, slots, last)]
         output = self.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=places[1][None] + self.offset,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=places[2],
             cache=self.cache,
-            visible=visible,
+            plan=_Plan(*places, visible, tuple(chunks)),
         )
-        return output.logits[:, -1].float()
+        return output.logits[0].float()
 
 
 def rollout(
@@ -215,7 +235,7 @@ def rollout(
             for start in range(0, len(episodes), sampling.batch_size):
                 batch = slice(start, start + sampling.batch_size)
                 rows = [
-                    _Row(episode, random.Random(f"{sampling.seed}/{episode.problem.id}/{number}"), 0)
+                    _Row(episode, random.Random(f"{sampling.seed}/{episode.problem.id}/{number}"), [])
                     for episode, number in zip(episodes[batch], numbers[batch], strict=True)
                 ]
                 _run_batch(inner, tokenizer, rows, sampling, on_finished)
@@ -234,53 +254,40 @@ def _run_batch(
 ) -> None:
     prompts = [_prompt_ids(tokenizer, row.episode) for row in rows]
     shared = _common_prefix(prompts)
-    for row in rows:
-        row.position = shared
-    batch = _Batch(model, tokenizer, rows, prompts[0][:shared])
-    logits = batch.prefill([ids[shared:] for ids in prompts])
+    for row, ids in zip(rows, prompts, strict=True):
+        row.pending = ids[shared:]
+    batch = _Batch(model, rows, prompts[0][:shared])
     turn_ends = _end_of_turn_ids(tokenizer)
-    while True:
-        wanted = _choose(logits, batch.rows, sampling)
-        tokens = [row.forced.popleft() if row.forced else _take(row, token) for row, token in zip(batch.rows, wanted)]
-        for row in batch.rows:
-            if row.turn and (row.turn[-1] in turn_ends or len(row.turn) >= sampling.turn_tokens):
-                _end_turn(tokenizer, row, turn_ends, model.config.max_position_embeddings)
+    while batch.rows:
+        for row, token in zip(batch.rows, _choose(batch.advance(), batch.rows, sampling), strict=True):
+            row.turn.append(token)
+            row.pending = [token]
+            if token in turn_ends or len(row.turn) >= sampling.turn_tokens:
+                _end_turn(tokenizer, row, turn_ends, model.config.max_position_embeddings - batch.offset)
                 if row.episode.finished:
                     on_finished(row.episode)
         alive = [index for index, row in enumerate(batch.rows) if not row.episode.finished]
-        if not alive:
-            return
-        if len(alive) < _COMPACT_AT * len(batch.rows):
+        if len(alive) < len(batch.rows):
             batch.keep(alive)
-            tokens = [tokens[index] for index in alive]
-        logits = batch.step(tokens)
-
-
-def _take(row: _Row, token: int) -> int:
-    """A token the model chose; a finished row that waits to be dropped keeps none."""
-    if not row.episode.finished:
-        row.turn.append(token)
-    return token
 
 
 def _choose(logits: Tensor, rows: list[_Row], sampling: Sampling) -> list[int]:
     """One token per row: the most likely, or by inverting the cumulative distribution at the row's own uniform."""
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    uniform = torch.tensor([[0.0 if row.forced else row.stream.random()] for row in rows], device=logits.device)
+    uniform = torch.tensor([[row.stream.random()] for row in rows], device=logits.device)
     cumulative = (logits / sampling.temperature).softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).clamp_(max=logits.shape[1] - 1)[:, 0].tolist()
 
 
-def _end_turn(tokenizer: PreTrainedTokenizerBase, row: _Row, turn_ends: set[int], context: int) -> None:
+def _end_turn(tokenizer: PreTrainedTokenizerBase, row: _Row, turn_ends: set[int], room: int) -> None:
     """Run the finished turn as a call and queue the template's text up to the next assistant turn."""
     ended = row.turn[-1] in turn_ends
     step = row.episode.step(tokenizer.decode(row.turn[: len(row.turn) - ended], skip_special_tokens=False))
     between = _between_turns(tokenizer, step.result)
-    row.forced.extend(between[1:] if ended else between)
+    row.pending += between[1:] if ended else between
     row.turn = []
-    if row.position + len(row.forced) + 2 >= context:
-        row.episode.cut = True
+    row.episode.cut = row.cached + len(row.pending) >= room
 
 
 def _between_turns(tokenizer: PreTrainedTokenizerBase, result: str) -> list[int]:

@@ -132,7 +132,7 @@ class _TreeAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...]) -> Tensor:
         output = torch.empty_like(query)
         for rows, keys in _tiles(segments):
-            weights = _probabilities(query, _seen(key, keys), rows)
+            weights = causal_weights(query[:, :, rows], _seen(key, keys))
             output[:, :, rows] = (weights @ _seen(value, keys)).view_as(output[:, :, rows])
         ctx.save_for_backward(query, key, value)
         ctx.segments = segments
@@ -145,7 +145,7 @@ class _TreeAttention(torch.autograd.Function):
         grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
         for rows, keys in _tiles(ctx.segments):
             seen = _seen(key, keys)
-            weights, upstream = _probabilities(query, seen, rows), _by_head(grad[:, :, rows])
+            weights, upstream = causal_weights(query[:, :, rows], seen), _by_head(grad[:, :, rows])
             _add_to_seen(grad_value, weights.transpose(1, 2) @ upstream, keys)
             slope = upstream @ _seen(value, keys).transpose(1, 2)
             slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, slope.dtype)
@@ -178,12 +178,14 @@ def _by_head(states: Tensor) -> Tensor:
     return states.reshape(states.shape[0], -1, states.shape[-1])
 
 
-def _probabilities(query: Tensor, keys: Tensor, rows: slice) -> Tensor:
-    """Attention weights of one tile, (kv_heads, groups * rows, keys)."""
-    states = query[:, :, rows]
-    scores = _by_head(states) @ keys.transpose(1, 2)
-    own = scores.view(*states.shape[:3], -1)[..., 1 - states.shape[2] :] if states.shape[2] > 1 else scores[..., :0]
-    own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=own.device).triu(), -torch.inf)
+def causal_weights(query: Tensor, keys: Tensor) -> Tensor:
+    """Softmax weights of queries that are the last of the keys and causal among themselves.
+
+    query: (kv_heads, groups, rows, dim), scaled; keys: (kv_heads, keys, dim). Returns (kv_heads, groups * rows, keys).
+    """
+    scores, rows = _by_head(query) @ keys.transpose(1, 2), query.shape[2]
+    own = scores.view(*query.shape[:3], -1)[..., scores.shape[-1] - rows + 1 :]
+    own.masked_fill_(torch.ones(rows, rows - 1, dtype=torch.bool, device=own.device).triu(), -torch.inf)
     return scores.softmax(-1)
 
 

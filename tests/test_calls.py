@@ -5,6 +5,7 @@ A model's output is hostile: whatever comes, the answer is one printable line, i
 
 from __future__ import annotations
 
+import builtins
 import sys
 import time
 from fractions import Fraction
@@ -198,7 +199,9 @@ def test_characters_that_do_not_print_are_escaped(character: str, escaped: str) 
 @pytest.mark.parametrize(
     ("marker", "harmless"),
     [("<|im_start|>", "< |im_start| >"), ("<|im_end|>", "< |im_end| >"), ("<|>", "< | >"), ("<<||>>", "<< || >>")]
-    + [("[INST]", "[ INST]"), ("[/INST]", "[ /INST]"), ("<\n|im_start|\n>", r"<\n|im_start|\n>")],
+    + [("[INST]", "[ INST]"), ("[/INST]", "[ /INST]"), ("<\n|im_start|\n>", r"<\n|im_start|\n>")]
+    + [("<s>", "< s>"), ("</s>", "< /s>"), ("<start_of_turn>", "< start_of_turn>"), ("<<SYS>>", "<< SYS>>")]
+    + [("[TOOL_CALLS]", "[ TOOL_CALLS]"), ("<<|", "<< |"), ("<</s", "<< /s")],
 )
 def test_a_chat_role_marker_is_broken_up(marker: str, harmless: str) -> None:
     assert one_line(marker) == harmless
@@ -290,7 +293,7 @@ def throw(text: str) -> Result:
     assert seconds < MAX_SECONDS, f"{seconds * 1000:.0f} ms: {text[:80]!r}"
     assert WATCH.events == [], text
     assert result.text.isprintable() and len(result.text) <= MAX_RESULT_CHARACTERS, text
-    assert not any(marker in result.text for marker in ("<|", "|>", "[INST]", "[/INST]")), text
+    assert not any(marker in result.text for marker in ("<|", "|>", "<s", "</", "[INST]", "[/INST]")), text
     assert target.ran <= 1, text
     if result.error is not None:
         assert target.ran == 0 and result.text.startswith("Error: "), text
@@ -498,14 +501,19 @@ class Evaluated(BaseException):
 
 @pytest.mark.parametrize("text", EVALUATION_ATTEMPTS + VALID_CALLS)
 def test_neither_eval_nor_exec_is_called(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
     def evaluated(*_arguments: object) -> None:
         raise Evaluated
+
+    def imported(name: str, *arguments: object) -> object:
+        return real_import(name, *arguments) if name == "re" else evaluated()  # `Pattern.sub` looks `re` up itself
 
     target = Target()
     with monkeypatch.context() as patch:
         patch.setattr("builtins.eval", evaluated)
         patch.setattr("builtins.exec", evaluated)
-        patch.setattr("builtins.__import__", evaluated)
+        patch.setattr("builtins.__import__", imported)
         result = target.call(text)
     assert result.text.isprintable()
 

@@ -330,8 +330,8 @@ def test_help_is_one_line_per_function_own_ones_first() -> None:
     assert names == KNOWN.split(", ")
 
 
-def test_a_help_line_has_signature_first_paragraph_and_example() -> None:
-    assert Desk.functions()["Sum"].help() == "Sum(a, b): Add two numbers. Example: Sum(1, 2)"
+def test_a_help_line_is_the_example_and_the_first_paragraph() -> None:
+    assert Desk.functions()["Sum"].help() == "Sum(1, 2): Add two numbers."
 
 
 def test_every_example_in_the_help_is_readable_and_well_typed() -> None:
@@ -480,7 +480,7 @@ def test_a_subclass_does_not_change_its_parent() -> None:
 
 
 def test_an_overridden_function_is_described_as_the_subclass_says() -> None:
-    assert Child.functions()["Greet"].help() == "Greet(times): Say hello several times. Example: Greet(2)"
+    assert Child.functions()["Greet"].help() == "Greet(2): Say hello several times."
 
 
 def test_an_overridden_function_is_called_with_the_subclass_s_parameters() -> None:

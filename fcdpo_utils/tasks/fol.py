@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -58,8 +59,8 @@ class DeductionTools(FolTools):
         if not fact.exists:
             return self._record([fact]).partition(":")[0]  # the formula stands in the call already
         witness = f"Someone{len(self.facts) + 1}"
-        binding = dict.fromkeys("xyz", witness)
-        return self._record([Formula((literal.bind(binding),)) for literal in fact.body])
+        body = tuple(literal.bind(dict.fromkeys("xyz", witness)) for literal in fact.body)
+        return self._record([Formula(body, "or")] if fact.connective == "or" else [Formula((lit,)) for lit in body])
 
     @tool('Rule("rich(x) -> kind(x)")')
     def Rule(self, text: str) -> str:
@@ -96,12 +97,8 @@ class DeductionTools(FolTools):
         looked_up = lookup(self.goal, self.known())
         if self.answer != "Unknown":
             return looked_up == self.answer
-        reachable = set(self.closure())
-        return looked_up == "Not derived" and len(reachable) <= len({lit for lit in self.known() if _is_named(lit)})
-
-    def closure(self) -> list[Atom]:
-        """Named literals that this toolset's steps can reach from the premises of the problem."""
-        return [literal for literal in reachable_facts(tuple(self.premises), type(self)) if _is_named(literal)]
+        reachable = reachable_facts(tuple(self.premises), type(self))
+        return looked_up == "Not derived" and set(map(_anyone, reachable)) <= set(map(_anyone, self.known()))
 
     def _record(self, facts: list[Formula]) -> str:
         lines = []
@@ -157,6 +154,7 @@ class DecideTools(FolTools):
     def Premise(self, formula: str) -> str:
         """Record one premise of the problem."""
         self.recorded.append(self.formalise(formula))
+        self.decided = None if self.decided == "Unknown" else self.decided  # more premises may decide it
         return f"P{len(self.recorded)}: {self.recorded[-1]}"
 
     @tool('Decide("kind(Tom)")')
@@ -201,8 +199,9 @@ def _numbered(letter: str, name: str, items: list[Formula]) -> Formula:
     return items[int(match.group(1)) - 1]
 
 
-def _is_named(literal: Atom) -> bool:
-    return not any(arg.startswith("Someone") for arg in literal.args)
+def _anyone(literal: Atom) -> Atom:
+    """`literal` without the numbers of witnesses, which depend on the order of the facts."""
+    return replace(literal, args=tuple("Someone" if arg.startswith("Someone") else arg for arg in literal.args))
 
 
 def contrapositive(rule: Formula) -> Formula:
@@ -351,8 +350,8 @@ def _next_elimination(state: DeductionTools) -> str | None:
     known = state.known()
     for number, fact in enumerate(state.facts, start=1):
         for denied in fact.body if len(fact.body) > 1 else ():
-            rest = [literal for literal in fact.body if literal != denied]
-            if denied.negated() in known and not (len(rest) == 1 and rest[0] in known):
+            rest = tuple(literal for literal in fact.body if literal != denied)
+            if denied.negated() in known and Formula(rest, "or" if len(rest) > 1 else "and") not in state.facts:
                 denial = next(
                     i for i, f in enumerate(state.facts, start=1) if len(f.body) == 1 and f.body[0] == denied.negated()
                 )

@@ -93,7 +93,7 @@ def split_of(canonical: str) -> str:
 def _draft(rng: random.Random, split: str, level: int, label: Label) -> Theory | None:
     """One random theory, or None when a check rejects it."""
     words = OTHER_WORDS if split == "ood_words" else MAIN_WORDS
-    draft = _Draft(rng, words)
+    draft = _Draft(rng, words, *((5, 10) if level == 5 else (4, 8)))  # more steps need more words
     if level == 4:
         rng.choice([draft.contraposition, draft.disjunction, draft.relation, draft.witness])()
         draft.chain(rng.randint(0, 1))
@@ -106,11 +106,17 @@ def _draft(rng: random.Random, split: str, level: int, label: Label) -> Theory |
     home = split_of(form) if split in ("train", "test") else split
     if home != split or not is_consistent(premises) or decide(premises, goal) != label:
         return None
+    if label != "Unknown" and any(p.exists for p in premises) and any(_joins(p) for p in premises):
+        return None  # the second condition is not known of the witness: only a proof by cases could justify it
     if level != 4 and _chained_label(premises, goal) != label:
         return None  # the core steps could not justify it
     sentences = " ".join(say(premise, rng) for premise in premises)
     question = f"{sentences} Statement: {say(goal, rng)}"
     return Theory(tuple(premises), goal, label, level, draft.depth, question, form)
+
+
+def _joins(premise: Formula) -> bool:
+    return premise.head is not None and premise.connective == "and" and len(premise.body) > 1
 
 
 def _chained_label(premises: list[Formula], goal: Formula) -> Label:
@@ -128,11 +134,11 @@ def _chained_label(premises: list[Formula], goal: Formula) -> Label:
 class _Draft:
     """Premises under construction; `last` is the most recently derivable literal."""
 
-    def __init__(self, rng: random.Random, words: Vocabulary):
+    def __init__(self, rng: random.Random, words: Vocabulary, nouns: int, adjectives: int):
         self.rng = rng
         self.name = rng.choice(words.names)
         self.other_name = rng.choice([name for name in words.names if name != self.name])
-        self.predicates = rng.sample(words.nouns, 4) + rng.sample(words.adjectives, 8)
+        self.predicates = rng.sample(words.nouns, nouns) + rng.sample(words.adjectives, adjectives)
         rng.shuffle(self.predicates)
         self.premises: list[Formula] = []
         self.derived: list[Literal] = []

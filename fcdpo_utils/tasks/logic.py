@@ -128,14 +128,20 @@ def _normal_form(formula: Formula) -> tuple:
 def decide(premises: Iterable[Formula], goal: Formula) -> Label:
     """Whether the premises entail `goal` (True), its negation (False) or neither (Unknown).
 
-    `goal` is a ground literal or an existential. Raises ValueError when the premises contradict each other.
+    `goal` is any formula but a rule. Raises ValueError when the premises contradict each other.
     """
     base = to_clauses(premises)
     if not satisfiable(base):
         raise ValueError("the premises contradict each other")
-    if not satisfiable(base + [frozenset(literal.negated() for literal in goal.body)]):
+    if not satisfiable(base + _denial(goal)):
         return "True"
     return "False" if not satisfiable(base + to_clauses([goal], skolem="g")) else "Unknown"
+
+
+def _denial(goal: Formula) -> list[Clause]:
+    """Clauses of not `goal`: a variable that the goal says exists is here any one."""
+    denied = [literal.negated() for literal in goal.body]
+    return [frozenset(denied)] if goal.connective == "and" else [frozenset([literal]) for literal in denied]
 
 
 def is_consistent(premises: Iterable[Formula]) -> bool:

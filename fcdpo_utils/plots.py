@@ -1,0 +1,150 @@
+"""Every figure of the notebooks and the report, one function each; they draw what they are given.
+
+Colours: blue before, orange after, green correct, red incorrect; all readable without colour by label or position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from fcdpo_utils.evaluation import Score
+
+BEFORE, AFTER, CORRECT, INCORRECT, MUTED = "#4c78a8", "#f58518", "#54a24b", "#e45756", "#9aa0a6"
+STAGES = (
+    ("01", "problems", "functions"),
+    ("02", "teacher", "chains"),
+    ("03", "preference", "pairs"),
+    ("04", "student", "training"),
+    ("05", "before /", "after"),
+)
+
+
+def pipeline(here: str) -> Figure:
+    """The five stages with `here` (such as "03") marked."""
+    figure, axes = plt.subplots(figsize=(8.5, 1.35))
+    axes.set(xlim=(-0.05, 10), ylim=(0, 1))
+    axes.axis("off")
+    for index, (number, *words) in enumerate(STAGES):
+        active = number == here
+        box = FancyBboxPatch(
+            (2 * index + 0.1, 0.15), 1.55, 0.7, boxstyle="round,pad=0.05", fc=AFTER if active else "#eef1f5", ec=MUTED
+        )
+        axes.add_patch(box)
+        text = f"{number}\n{words[0]}\n{words[1]}"
+        axes.text(2 * index + 0.88, 0.5, text, ha="center", va="center", fontsize=9, weight="bold" if active else None)
+        if index:
+            axes.annotate("", (2 * index + 0.03, 0.5), (2 * index - 0.27, 0.5), arrowprops={"arrowstyle": "->"})
+    return figure
+
+
+def counts(values: Mapping[str, int], title: str, colors: Sequence[str] | None = None) -> Figure:
+    """Horizontal bars of counts, in the order given, each with its number."""
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(values)))
+    bars = axes.barh(list(values), list(values.values()), color=colors or BEFORE)
+    axes.bar_label(bars, padding=3)
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left")
+    _clean(axes)
+    axes.set_xticks([])
+    return figure
+
+
+def histogram(groups: Mapping[str, Sequence[int]], xlabel: str, title: str) -> Figure:
+    """Overlaid histograms of whole numbers, one outline per group."""
+    figure, axes = plt.subplots(figsize=(7, 2.6))
+    everything = [value for values in groups.values() for value in values]
+    bins = [edge - 0.5 for edge in range(min(everything), max(everything) + 2)]
+    for (name, values), color in zip(groups.items(), (CORRECT, INCORRECT, BEFORE, AFTER), strict=False):
+        axes.hist(values, bins=bins, alpha=0.45, color=color, label=f"{name} ({len(values)})")
+    axes.set(xlabel=xlabel, ylabel="chains")
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
+    _clean(axes)
+    return figure
+
+
+def pair_counts(original: int, augmented: int) -> Figure:
+    """D* beside Da."""
+    return counts({"D* (each chain once)": original, "Da (all pairs)": augmented}, "pairs", [MUTED, AFTER])
+
+
+def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss, reward margin, and chosen and rejected log-probabilities over the steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), layout="constrained")
+    steps = [row["step"] for row in rows]
+    _smooth(axes[0], steps, [row["loss"] for row in rows], AFTER, "loss")
+    _smooth(axes[1], steps, [row["rewards/margins"] for row in rows], BEFORE, "reward margin")
+    _smooth(axes[2], steps, [row["logps/chosen"] for row in rows], CORRECT, "chosen")
+    _smooth(axes[2], steps, [row["logps/rejected"] for row in rows], INCORRECT, "rejected")
+    axes[1].axhline(0, color=MUTED, lw=0.8)
+    axes[2].legend(frameon=False)
+    for axis, title in zip(axes, ("loss", "reward margin", "log-probability of a chain"), strict=True):
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("step")
+        _clean(axis)
+    return figure
+
+
+def _smooth(axes: Axes, steps: Sequence[float], values: Sequence[float], color: str, label: str) -> None:
+    """Faint raw values under a running mean of nine."""
+    window = [values[max(0, i - 8) : i + 1] for i in range(len(values))]
+    axes.plot(steps, values, color=color, alpha=0.25, lw=0.8)
+    axes.plot(steps, [sum(part) / len(part) for part in window], color=color, label=label)
+
+
+def accuracy(scores: Mapping[str, tuple[Score, Score]]) -> Figure:
+    """Sound answers before and after per task, with Wilson 95 % intervals."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.75 * len(scores)))
+    for row, (before, after) in enumerate(scores.values()):
+        _interval(axes, row - 0.15, before, BEFORE, "before" if row == 0 else None)
+        _interval(axes, row + 0.15, after, AFTER, "after" if row == 0 else None)
+    axes.set(yticks=range(len(scores)), yticklabels=list(scores), xlim=(-2, 112), xlabel="sound answers, % (95 % interval)")
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
+    _clean(axes)
+    return figure
+
+
+def _interval(axes: Axes, y: float, score: Score, color: str, label: str | None) -> None:
+    value, low, high = (100 * x for x in (score.estimate, score.low, score.high))
+    axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, label=label)
+    axes.annotate(f"{value:.0f} %", (high, y), (6, 0), textcoords="offset points", va="center", color=color)
+
+
+def outcomes(before: Mapping[str, int], after: Mapping[str, int], title: str) -> Figure:
+    """How chains ended, before and after, as counts per category."""
+    names = [name for name in before if before[name] or after[name]]
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.45 * len(names)))
+    for shift, values, color, label in ((-0.2, before, BEFORE, "before"), (0.2, after, AFTER, "after")):
+        places = [index + shift for index in range(len(names))]
+        bars = axes.barh(places, [values[name] for name in names], height=0.36, color=color, label=label)
+        axes.bar_label(bars, padding=3)
+    axes.set(yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names], xticks=[])
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False, loc="lower right")
+    _clean(axes)
+    return figure
+
+
+def by_level(before: Mapping[int, Score], after: Mapping[int, Score], xlabel: str, title: str) -> Figure:
+    """Sound answers by level of difficulty, with intervals."""
+    figure, axes = plt.subplots(figsize=(6, 2.8))
+    for shift, scores, color, label in ((-0.06, before, BEFORE, "before"), (0.06, after, AFTER, "after")):
+        centre = [100 * s.estimate for s in scores.values()]
+        spread = [[100 * (s.estimate - s.low) for s in scores.values()], [100 * (s.high - s.estimate) for s in scores.values()]]
+        axes.errorbar([x + shift for x in scores], centre, yerr=spread, fmt="o-", color=color, capsize=4, label=label)
+    axes.set(xticks=list(before), xlabel=xlabel, ylabel="sound, %", ylim=(-5, 105))
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
+    _clean(axes)
+    return figure
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
