@@ -58,7 +58,8 @@ def iterate(path: Path, repair: bool = False) -> Iterator[Record]:
     if not (repair and last):
         raise StoreError(f"{path.name}: line {number} is not a JSON record; delete the file to make it again")
     print(f"{path.name}: the torn last line {number} was removed")
-    os.truncate(path, good_bytes)
+    with _explained(path):
+        os.truncate(path, good_bytes)
 
 
 def write(path: Path, text: str) -> None:

@@ -138,7 +138,7 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
 def _set(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *groups, last = name.split(".")
-    if not equals or not name:
+    if not equals or "" in (*groups, last):
         raise SettingsError(f"override {override!r}: expected name=value such as teacher.samples=8")
     for group in groups:
         values = values.setdefault(group, {})

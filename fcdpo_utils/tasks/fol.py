@@ -300,7 +300,7 @@ def _shuffled_head(steps: list[str], size: int, rng: random.Random | None) -> li
 
 
 def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random | None):
-    """Yield calls, each local to the last: apply what fires, else record the next fact, until nothing is left.
+    """Yield calls, each local to the last: all facts, then rule after rule that fires on what is known.
 
     The caller runs each call on `state` before asking for the next one.
     """
@@ -311,6 +311,7 @@ def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random 
     if rng is not None:
         rng.shuffle(facts)
         rng.shuffle(rules)
+    yield from (f'Fact("{fact}")' for fact in facts)
     while True:
         step = _next_application(state, rules)
         if step is not None:
@@ -319,8 +320,6 @@ def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random 
             yield f'Apply("R{len(state.rules)}", "F{fact_number}")'
         elif elimination := _next_elimination(state):
             yield elimination
-        elif facts:
-            yield f'Fact("{facts.pop(0)}")'
         else:
             return
 

@@ -1,0 +1,175 @@
+"""The scripted teacher as a specification: reproducible, controlled, and labelled like anybody."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from fcdpo_utils.agent import Limits, run_calls
+from fcdpo_utils.tasks.arithmetic import Arithmetic
+from fcdpo_utils.tasks.base import Problem, Task
+from fcdpo_utils.tasks.fol import FirstOrderLogic
+from fcdpo_utils.teachers import COMMON_MISTAKES, Sample, ScriptedTeacher, sample_chains
+
+FOL, ARITHMETIC = FirstOrderLogic(), Arithmetic()
+TOOLSETS = [(task, name) for task in (FOL, ARITHMETIC) for name in task.toolsets]
+MIXED = ScriptedTeacher(error_rate=0.5, variation=0.3, seed=2)
+
+
+@cache
+def problems(task: Task, count: int = 24) -> list[Problem]:
+    return task.generate(count, "train", seed=4)
+
+
+@cache
+def samples(
+    teacher: ScriptedTeacher, task: Task, each: int = 8, count: int = 24, toolset: str | None = None
+) -> list[Sample]:
+    return list(sample_chains(teacher, task, problems(task, count), each, toolset))
+
+
+# The same again
+
+
+@pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
+def test_the_same_arguments_give_the_same_chains(task: Task) -> None:
+    assert list(sample_chains(MIXED, task, problems(task), 8)) == samples(MIXED, task)
+
+
+def test_a_chain_does_not_depend_on_what_was_asked_before() -> None:
+    expected = samples(MIXED, FOL)[5 * 8 + 3]
+    assert MIXED.sample(FOL, problems(FOL)[5], 3, None, Limits()) == expected
+
+
+@pytest.mark.parametrize("other", [ScriptedTeacher(0.5, 0.3, seed=3), ScriptedTeacher(0.5, 0.3, seed=0)])
+def test_another_seed_gives_other_chains(other: ScriptedTeacher) -> None:
+    assert [s.chain for s in samples(other, ARITHMETIC)] != [s.chain for s in samples(MIXED, ARITHMETIC)]
+
+
+def test_chains_of_one_problem_differ_by_their_number() -> None:
+    per_problem = [{s.chain.steps for s in samples(MIXED, ARITHMETIC)[i : i + 8]} for i in range(0, 24 * 8, 8)]
+    assert min(map(len, per_problem)) >= 2
+
+
+def test_samples_come_in_the_order_of_the_problems_and_their_numbers() -> None:
+    made = samples(MIXED, FOL)
+    assert [(s.problem.id, s.number) for s in made] == [(p.id, n) for p in problems(FOL) for n in range(8)]
+    assert all(s.chain.problem_id == s.problem.id for s in made)
+
+
+# Mistakes, at the set rate
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_without_errors_every_chain_is_gold_and_sound(task: Task, toolset: str) -> None:
+    for sample in samples(ScriptedTeacher(error_rate=0.0, variation=0.5), task, 4, 24, toolset):
+        assert sample.source == "gold" and sample.chain.sound, sample
+
+
+def test_without_errors_the_harder_puzzles_are_solved_soundly_too() -> None:
+    harder = FOL.generate(30, "train", seed=4, levels=(4, 5))
+    assert all(s.chain.sound for s in sample_chains(ScriptedTeacher(error_rate=0.0), FOL, harder, 2))
+
+
+@pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
+def test_at_an_error_rate_of_one_no_chain_is_gold(task: Task) -> None:
+    assert "gold" not in {s.source for s in samples(ScriptedTeacher(error_rate=1.0), task)}
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+def test_the_share_of_mistakes_is_about_the_error_rate(rate: float) -> None:
+    sources = Counter(s.source == "gold" for s in samples(ScriptedTeacher(error_rate=rate), ARITHMETIC, 40))
+    assert rate - 0.06 < sources[False] / sources.total() < rate + 0.06  # 960 chains: more than 3.7 standard errors
+
+
+@pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
+def test_every_mistake_occurs_and_makes_some_chain_unsound(task: Task) -> None:
+    made = samples(ScriptedTeacher(error_rate=1.0), task, 16)
+    names = set(COMMON_MISTAKES) | set(task.mistakes)
+    assert {s.source for s in made} == names
+    assert {s.source for s in made if not s.chain.sound} == names
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_most_chains_with_a_mistake_are_not_sound(task: Task, toolset: str) -> None:
+    made = samples(ScriptedTeacher(error_rate=1.0), task, 8, 24, toolset)
+    assert sum(not s.chain.sound for s in made) > 0.75 * len(made)
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+@pytest.mark.parametrize("name", COMMON_MISTAKES)
+def test_a_common_mistake_applies_to_every_gold_chain(task: Task, toolset: str, name: str) -> None:
+    for problem in problems(task):
+        gold = task.gold_calls(problem, None, toolset)
+        assert COMMON_MISTAKES[name](problem, list(gold), random.Random(problem.id)) not in (None, gold)
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("bad_syntax", {"syntax", "not_a_call"}), ("unknown_function", {"unknown_function"})])
+def test_a_rejected_call_of_the_teacher_is_followed_by_the_right_one(name: str, kinds: set[str]) -> None:
+    for problem in problems(FOL):
+        gold = FOL.gold_calls(problem)
+        chain = run_calls(FOL, problem, COMMON_MISTAKES[name](problem, list(gold), random.Random(problem.id)))
+        assert chain.solved and not chain.sound
+        assert {step.error for step in chain.steps} - {None} <= kinds
+        assert [step.call for step in chain.steps if step.error is None] == gold
+
+
+def test_a_chain_that_never_stops_is_named_and_ends_so() -> None:
+    made = [s for s in samples(ScriptedTeacher(error_rate=1.0), FOL, 16) if s.source == "no_stop"]
+    assert made and {s.chain.outcome for s in made} == {"no_stop"}
+
+
+# Labels come from running the chain
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_a_label_is_what_running_the_calls_again_gives(task: Task, toolset: str) -> None:
+    for sample in samples(ScriptedTeacher(error_rate=0.7, seed=1), task, 8, 24, toolset):
+        calls = [step.call for step in sample.chain.steps]
+        assert run_calls(task, sample.problem, calls, toolset) == sample.chain
+
+
+def test_a_mistake_without_consequences_leaves_a_chain_sound() -> None:
+    made = samples(ScriptedTeacher(error_rate=1.0), FOL, 16)
+    assert any(s.source == "skipped_step" and s.chain.sound for s in made)
+
+
+def test_the_limits_of_the_run_hold_for_the_teacher_too() -> None:
+    made = sample_chains(MIXED, FOL, problems(FOL), 2, limits=Limits(calls=3))
+    assert all(len(s.chain.steps) <= 3 and not s.chain.sound for s in made)
+
+
+# Variation
+
+
+def gold_chains(task: Task, variation: float) -> dict[str, set]:
+    """Distinct gold chains per problem."""
+    found: dict[str, set] = {}
+    for sample in samples(ScriptedTeacher(error_rate=0.0, variation=variation), task, 8):
+        found.setdefault(sample.problem.id, set()).add(sample.chain.steps)
+    return found
+
+
+@pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
+def test_correct_chains_vary(task: Task) -> None:
+    assert sum(len(chains) > 1 for chains in gold_chains(task, 1.0).values()) >= 5
+
+
+@pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
+def test_without_variation_every_correct_chain_is_the_canonical_one(task: Task) -> None:
+    assert {len(chains) for chains in gold_chains(task, 0.0).values()} == {1}
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("kept", [0, 1, 17, 24 * 8 - 1, 24 * 8])
+def test_resuming_makes_exactly_the_chains_that_are_missing(kept: int) -> None:
+    made = samples(MIXED, FOL)
+    order = random.Random(kept).sample(range(len(made)), len(made))
+    done = frozenset((made[i].problem.id, made[i].number) for i in order[:kept])
+    missing = [made[i] for i in sorted(order[kept:])]
+    assert list(sample_chains(MIXED, FOL, problems(FOL), 8, done=done)) == missing
