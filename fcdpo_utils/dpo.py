@@ -267,11 +267,12 @@ class GroupedDPOTrainer(DPOTrainer):
 
     def __init__(self, *args: Any, reference: dict[int, float], settings: TrainingSettings, **kwargs: Any):
         self.reference, self.settings = reference, settings
-        blocks: BlockDataset = kwargs["train_dataset"]
-        super().__init__(*args, data_collator=blocks.collate, **kwargs)
+        self.blocks: BlockDataset = kwargs.pop("train_dataset")
+        rows = Dataset.from_dict({"block": list(range(len(self.blocks)))})  # TRL insists on its type
+        super().__init__(*args, train_dataset=rows, data_collator=self.blocks.collate, **kwargs)
 
-    def _prepare_dataset(self, dataset: BlockDataset, *_: Any) -> BlockDataset:
-        return dataset  # tokenised already, once per chain
+    def _prepare_dataset(self, *_: Any) -> BlockDataset:
+        return self.blocks  # tokenised already, once per chain
 
     def _get_train_sampler(self, train_dataset: BlockDataset | None = None) -> Sampler[int]:
         blocks = train_dataset or self.train_dataset
