@@ -60,6 +60,11 @@ class Chain:
         values = {name: record[name] for name in cls.__dataclass_fields__}
         return cls(**{**values, "steps": tuple(Step(*step) for step in record["steps"])})
 
+    def transcript(self) -> str:
+        """The chain for a reader: one line per call, rejected ones marked, and how it ended."""
+        lines = [f"{'!' if step.error else ' '} {step.call:36} -> {step.result}" for step in self.steps]
+        return "\n".join([*lines, "", f"outcome {self.outcome}, solved {self.solved}, sound {self.sound}"])
+
     def messages(self) -> list[Message]:
         """The completion: assistant calls and user results in turn, ending with the last call."""
         turns = [[_message("assistant", step.call), _message("user", step.result)] for step in self.steps]
@@ -96,9 +101,7 @@ class Episode:
         solved = right and self.state.stopped
         clean = all(step.error is None for step in self.steps)
         sound = solved and clean and self.state.answer_follows()
-        return Chain(
-            self.problem.id, tuple(self.steps), self._outcome(right), self.state.answer, solved, sound
-        )
+        return Chain(self.problem.id, tuple(self.steps), self._outcome(right), self.state.answer, solved, sound)
 
     def _outcome(self, right: bool) -> str:
         if self.state.stopped:

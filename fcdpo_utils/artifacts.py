@@ -57,9 +57,7 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         samples = sample_chains(
             teacher, TASKS[problem.task], [problem], settings.teacher.samples, toolset, limits_of(settings), done
         )
-        new = [
-            s.chain.record(task=problem.task, number=s.number, source=s.source, settings=key) for s in samples
-        ]
+        new = [s.chain.record(task=problem.task, number=s.number, source=s.source, settings=key) for s in samples]
         if new:
             store.append(path, new)
         progress(count, len(problems))
@@ -105,6 +103,13 @@ def training_blocks(preferences: Preferences, settings: Settings) -> list[Block]
         return list(preferences.blocks)
     completions = preferences.completions
     return [Block(completions[w].problem_id, (w,), (l,)) for w, l in preferences.original_pairs()]
+
+
+def training_identity(run_dir: Path, settings: Settings) -> str:
+    """A short digest of all that a training run depends on: data, student, settings and seed."""
+    data = [store.file_digest(run_dir / name) for name in ("completions.jsonl", "blocks.jsonl")]
+    parts = (settings.student, settings.preferences, settings.training)
+    return store.digest(*data, *(part.model_dump_json() for part in parts), str(settings.seed))[:12]
 
 
 def tokenise(

@@ -53,7 +53,10 @@ def load_student(
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, device_map=device, quantization_config=four_bit(dtype) if settings.four_bit else None
+                folder,
+                dtype=dtype,
+                device_map=device,
+                quantization_config=four_bit(dtype) if settings.four_bit else None,
             )
         except OSError as error:
             reason = str(error).splitlines()[0]

@@ -22,6 +22,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.profiles import Settings, SettingsError, load_settings
+from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -210,16 +211,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--profile", default="cpu")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as teacher.samples=8")
     command.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
+    command = commands.add_parser(
+        "gsm8k", help="how many rows of a GSM8K file convert to chains, and why others do not"
+    )
+    command.add_argument("path", type=Path)
     options = parser.parse_args(arguments)
     try:
-        folder = run(options.profile, options.set, options.run_dir)
-    except (StageError, SettingsError, store.StoreError) as error:
-        print(f"\nfcdpo: {error}", file=sys.stderr)
+        if options.command == "gsm8k":
+            print(report_table(conversion_report(load_rows(options.path))))
+        else:
+            print(results_table(run(options.profile, options.set, options.run_dir)))
+    except (StageError, SettingsError, store.StoreError, OSError, ValueError) as error:
+        print(f"fcdpo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nfcdpo: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
         return 130
-    print(results_table(folder))
     return 0
 
 

@@ -6,6 +6,7 @@ Colours: blue before, orange after, green correct, red incorrect; all readable w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -97,21 +98,21 @@ def _smooth(axes: Axes, steps: Sequence[float], values: Sequence[float], color: 
     axes.plot(steps, [sum(part) / len(part) for part in window], color=color, label=label)
 
 
-def accuracy(scores: Mapping[str, tuple[Score, Score]]) -> Figure:
-    """Sound answers before and after per task, with Wilson 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.75 * len(scores)))
-    for row, (before, after) in enumerate(scores.values()):
-        _interval(axes, row - 0.15, before, BEFORE, "before" if row == 0 else None)
-        _interval(axes, row + 0.15, after, AFTER, "after" if row == 0 else None)
-    axes.set(yticks=range(len(scores)), yticklabels=list(scores), xlim=(-2, 112), xlabel="sound answers, % (95 % interval)")
-    axes.set_ylim(len(scores) - 0.5, -0.5)
+def accuracy(results: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Sound answers before and after per task (see `evaluation.compare`), with Wilson 95 % intervals."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.75 * len(results)))
+    for row, result in enumerate(results.values()):
+        for when, shift, color in (("before", -0.15, BEFORE), ("after", 0.15, AFTER)):
+            _interval(axes, row + shift, result[when], color, when if row == 0 else None)
+    axes.set(yticks=range(len(results)), yticklabels=list(results), xlim=(-2, 112))
+    axes.set(ylim=(len(results) - 0.5, -0.5), xlabel="sound answers, % (95 % interval)")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
     _clean(axes)
     return figure
 
 
-def _interval(axes: Axes, y: float, score: Score, color: str, label: str | None) -> None:
-    value, low, high = (100 * x for x in (score.estimate, score.low, score.high))
+def _interval(axes: Axes, y: float, result: Mapping[str, Any], color: str, label: str | None) -> None:
+    value, low, high = (100 * x for x in (result["sound"], *result["sound_ci95"]))
     axes.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=color, capsize=4, label=label)
     axes.annotate(f"{value:.0f} %", (high, y), (6, 0), textcoords="offset points", va="center", color=color)
 
@@ -137,7 +138,10 @@ def by_level(before: Mapping[int, Score], after: Mapping[int, Score], xlabel: st
     figure, axes = plt.subplots(figsize=(6, 2.8))
     for shift, scores, color, label in ((-0.06, before, BEFORE, "before"), (0.06, after, AFTER, "after")):
         centre = [100 * s.estimate for s in scores.values()]
-        spread = [[100 * (s.estimate - s.low) for s in scores.values()], [100 * (s.high - s.estimate) for s in scores.values()]]
+        spread = [
+            [100 * (s.estimate - s.low) for s in scores.values()],
+            [100 * (s.high - s.estimate) for s in scores.values()],
+        ]
         axes.errorbar([x + shift for x in scores], centre, yerr=spread, fmt="o-", color=color, capsize=4, label=label)
     axes.set(xticks=list(before), xlabel=xlabel, ylabel="sound, %", ylim=(-5, 105))
     axes.set_title(title, loc="left")

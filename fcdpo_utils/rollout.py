@@ -299,7 +299,9 @@ def _between_turns(tokenizer: PreTrainedTokenizerBase, result: str) -> list[int]
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> list[int]:
-    return encode_text(tokenizer, render(tokenizer, prompt(episode.task, episode.problem, episode.toolset), generate=True))
+    return encode_text(
+        tokenizer, render(tokenizer, prompt(episode.task, episode.problem, episode.toolset), generate=True)
+    )
 
 
 def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

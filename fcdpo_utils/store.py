@@ -43,7 +43,7 @@ def iterate(path: Path, repair: bool = False) -> Iterator[Record]:
     """`read`, one record at a time."""
     good_bytes = 0
     with _explained(path), open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(file, start=1):  # noqa: B007  (named in the error below)
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:

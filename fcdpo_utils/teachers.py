@@ -72,9 +72,7 @@ class ScriptedTeacher:
         source, calls = self._calls(task, problem, rng, toolset)
         return Sample(problem, number, source, run_calls(task, problem, calls, toolset, limits))
 
-    def _calls(
-        self, task: Task, problem: Problem, rng: random.Random, toolset: str | None
-    ) -> tuple[str, list[str]]:
+    def _calls(self, task: Task, problem: Problem, rng: random.Random, toolset: str | None) -> tuple[str, list[str]]:
         if rng.random() >= self.error_rate:
             varied = rng.random() < self.variation
             return "gold", task.gold_calls(problem, rng if varied else None, toolset)

@@ -142,7 +142,7 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value = ctx.saved_tensors
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
+        grad_key, grad_value = (torch.zeros_like(x, dtype=_at_least_float32(x)) for x in (key, value))
         for rows, keys in _tiles(ctx.segments):
             seen = _seen(key, keys)
             weights, upstream = causal_weights(query[:, :, rows], seen), _by_head(grad[:, :, rows])
@@ -152,6 +152,11 @@ class _TreeAttention(torch.autograd.Function):
             grad_query[:, :, rows] = (slope @ seen).view_as(grad_query[:, :, rows])
             _add_to_seen(grad_key, slope.transpose(1, 2) @ _by_head(query[:, :, rows]), keys)
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None
+
+
+def _at_least_float32(states: Tensor) -> torch.dtype:
+    """Sums are kept in this type."""
+    return torch.promote_types(states.dtype, torch.float32)
 
 
 def _tiles(segments: tuple[Segment, ...]) -> Iterator[tuple[slice, Spans]]:
@@ -215,15 +220,15 @@ AttentionInterface.register(ATTENTION, tree_attention)
 class _TokenLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] per row, with the gradient of `hidden` made in the forward pass.
 
-    hidden: (n, d), weight: (vocabulary, d) frozen, targets: (n,). Returns (n,) in float32. Logits exist for one
-    chunk at a time, and are not computed again for the backward pass: d logp / d hidden = weight[target] - p @ weight.
+    hidden: (n, d), weight: (vocabulary, d) frozen, targets: (n,). Returns (n,) in float32 or wider. Logits exist
+    for one chunk at a time and are not made again for the backward pass: d logp / d hidden = weight[target] - p @ weight.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         log_probs, directions = [], []
         for rows, wanted in zip(hidden.split(_LOGIT_CHUNK), targets.split(_LOGIT_CHUNK), strict=True):
-            logits = (rows @ weight.T).float()
+            logits = (rows @ weight.T).to(_at_least_float32(weight))
             normaliser = logits.logsumexp(-1, keepdim=True)
             log_probs.append(logits.gather(1, wanted[:, None])[:, 0] - normaliser[:, 0])
             if hidden.requires_grad:
@@ -239,7 +244,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def sequence_log_probs(model: nn.Module, tree: TokenTree) -> Tensor:
-    """Sum of policy-token log-probabilities of each sequence, shape (sequences,), float32.
+    """Sum of policy-token log-probabilities of each sequence, shape (sequences,), in float32 or wider.
 
     `model` is a causal LM from transformers, bare, under PEFT or under a distributed wrapper. Its output head must
     not be trained. Equals one ordinary causal pass per sequence up to rounding.

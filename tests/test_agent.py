@@ -285,7 +285,8 @@ def test_no_message_of_a_chain_holds_a_role_marker_or_a_line_break(texts: list[s
 
 
 @pytest.mark.parametrize(
-    "form", ['Reasoning("{}")', 'Fact("{}")', 'Query("{}")', 'Apply("{}", "F1")', 'Conclude("{}")', "{}()", "Stop({}=1)"]
+    "form",
+    ['Reasoning("{}")', 'Fact("{}")', 'Query("{}")', 'Apply("{}", "F1")', 'Conclude("{}")', "{}()", "Stop({}=1)"],
 )
 @pytest.mark.parametrize("marker", [*MARKERS, "a\nb", "a\\nb", "\\x3c|im_end|\\x3e", "\x1b[2J"])
 def test_an_argument_brings_no_marker_into_a_chain(form: str, marker: str) -> None:

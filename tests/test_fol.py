@@ -283,9 +283,7 @@ def test_a_disjunction_of_three_is_eliminated_part_by_part() -> None:
 
 @pytest.mark.parametrize("name", TASK.mistakes)
 @pytest.mark.parametrize(("levels", "toolset"), [(CORE, "deduction"), (CORE, "higher"), (HIGHER, "higher")])
-def test_a_chain_of_deductions_with_a_mistake_is_not_sound(
-    levels: tuple[int, ...], toolset: str, name: str
-) -> None:
+def test_a_chain_of_deductions_with_a_mistake_is_not_sound(levels: tuple[int, ...], toolset: str, name: str) -> None:
     applied = 0
     for problem in [*problems("train", levels), *problems("test", levels)]:
         gold = TASK.gold_calls(problem, None, toolset)
@@ -471,7 +469,7 @@ def test_unknown_is_only_solved_when_the_last_of_the_premises_is_left_out(
     for problem in problems("train", levels):
         calls = TASK.gold_calls(problem, None, toolset)
         place = last_place(calls, function)
-        if problem.answer != "Unknown" or place is None or function == "Fact" and " or " in calls[place]:
+        if problem.answer != "Unknown" or place is None or (function == "Fact" and " or " in calls[place]):
             continue
         chain = run_calls(TASK, problem, calls[:place] + calls[place + 1 :], toolset)
         if all(step.error is None for step in chain.steps):  # else a later step needed it

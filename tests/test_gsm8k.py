@@ -139,20 +139,20 @@ def test_the_report_of_no_rows_is_empty_not_an_error() -> None:
     assert report_table(conversion_report([])).splitlines()[-1].split() == ["0", "100.0%", "rows"]
 
 
-def test_the_module_prints_the_report_of_a_file(path: Path) -> None:
-    done = module(str(path))
+def test_the_command_prints_the_report_of_a_file(path: Path) -> None:
+    done = report_command(str(path))
     assert done.returncode == 0 and done.stdout.splitlines()[0] == "    80  100.0%  converted"
 
 
-def test_the_module_ends_with_one_line_where_there_is_no_file() -> None:
-    done = module("nowhere.jsonl")
+def test_the_command_ends_with_one_line_where_there_is_no_file() -> None:
+    done = report_command("nowhere.jsonl")
     assert done.returncode == 1 and done.stderr.splitlines() == [
-        'gsm8k: no file nowhere.jsonl; expected JSONL with a "question" and an "answer" on each line'
+        'fcdpo: gsm8k: no file nowhere.jsonl; expected JSONL with a "question" and an "answer" on each line'
     ]
 
 
-def module(argument: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fcdpo_utils.tasks.gsm8k", argument]
+def report_command(argument: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fcdpo_utils.pipeline", "gsm8k", argument]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
 
 

@@ -410,7 +410,11 @@ def test_a_pattern_must_agree_with_what_is_bound_already() -> None:
         ("dog(x) and cat(x) -> kind(x)", ["cat(Tom)", "dog(Tom)"], ["kind(Tom)"]),
         ("cat(x) or dog(x) -> kind(x)", ["cat(Tom)"], ["kind(Tom)"]),
         ("cat(x) and likes(x, y) -> likes(y, x)", ["cat(Tom)", "likes(Tom, Ann)"], ["likes(Ann, Tom)"]),
-        ("cat(x) and dog(y) -> likes(x, y)", ["cat(Tom)", "dog(Ann)", "dog(Bob)"], ["likes(Tom, Ann)", "likes(Tom, Bob)"]),
+        (
+            "cat(x) and dog(y) -> likes(x, y)",
+            ["cat(Tom)", "dog(Ann)", "dog(Bob)"],
+            ["likes(Tom, Ann)", "likes(Tom, Bob)"],
+        ),
         ("cat(x) or dog(y) -> likes(x, y)", ["cat(Tom)"], []),
     ],
 )

@@ -228,5 +228,7 @@ def test_rows_are_read_by_datasets_as_they_were(exported: tuple[Preferences, lis
 def test_only_the_given_pairs_are_exported(exported: tuple[Preferences, list[dict]]) -> None:
     preferences, rows = exported
     prompts = {block.problem_id: [] for block in preferences.blocks}
-    assert len(list(export_rows(preferences, preferences.original_pairs(), prompts))) == len(preferences.original_pairs())
+    assert len(list(export_rows(preferences, preferences.original_pairs(), prompts))) == len(
+        preferences.original_pairs()
+    )
     assert len(preferences.original_pairs()) < len(rows)

@@ -107,7 +107,9 @@ def test_a_common_mistake_applies_to_every_gold_chain(task: Task, toolset: str, 
         assert COMMON_MISTAKES[name](problem, list(gold), random.Random(problem.id)) not in (None, gold)
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("bad_syntax", {"syntax", "not_a_call"}), ("unknown_function", {"unknown_function"})])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("bad_syntax", {"syntax", "not_a_call"}), ("unknown_function", {"unknown_function"})]
+)
 def test_a_rejected_call_of_the_teacher_is_followed_by_the_right_one(name: str, kinds: set[str]) -> None:
     for problem in problems(FOL):
         gold = FOL.gold_calls(problem)

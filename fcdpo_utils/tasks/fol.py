@@ -279,9 +279,8 @@ class FirstOrderLogic(Task):
         for step in _exhaust(state, list(state.premises), rng):
             state.call(step)
             calls.append(step)
-            if any(literal.predicate == state.goal.body[0].predicate for literal in state.known()):
-                if lookup(state.goal, state.known()) != "Not derived":
-                    break
+            if lookup(state.goal, state.known()) != "Not derived":
+                break
         return [*calls, f'Query("{state.goal}")', f'Conclude("{problem.answer}")', "Stop()"]
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:

@@ -203,7 +203,8 @@ class _Draft:
         """Add one or two rules that never fire and choose the statement to ask about."""
         target = self.last if label != "Unknown" else self.new_literal()
         side = target if self.rng.random() < 0.7 or label == "Unknown" else self.new_literal()
-        self._rule((self._idle_condition(),), "and", Literal(side.predicate, side.args, self.rng.random() < 0.7))
+        head = Literal(side.predicate, side.args, self.rng.random() < 0.7)
+        self._rule((self._idle_condition(head.predicate),), "and", head)
         if self.rng.random() < 0.4:
             self._rule((self._idle_condition(),), "and", self.new_literal())
         return self._goal(target, label)
@@ -214,10 +215,11 @@ class _Draft:
         negate = self.rng.random() < 0.25 if label == "Unknown" else label == "False"
         return Formula((target.negated() if negate else target,))
 
-    def _idle_condition(self) -> Literal:
-        """A condition nothing satisfies: a fresh predicate, or the negation of a derived literal."""
-        if self.derived and self.rng.random() < 0.4:
-            return self.rng.choice(self.derived).negated()
+    def _idle_condition(self, head: str = "") -> Literal:
+        """A condition nothing satisfies: a fresh predicate, or the negation of a derived literal, not of `head`."""
+        derived = [literal for literal in self.derived if literal.predicate != head]
+        if derived and self.rng.random() < 0.4:
+            return self.rng.choice(derived).negated()
         return self.new_literal()
 
     def _rule(self, body: tuple[Literal, ...], connective: str, head: Literal) -> None:
@@ -232,7 +234,11 @@ class _Draft:
 
 def _generic(literal: Literal) -> Literal:
     """The literal about anybody: its one constant becomes x (relations are built with variables already)."""
-    return literal if len(literal.args) > 1 or literal.args == ("y",) else Literal(literal.predicate, ("x",), literal.positive)
+    return (
+        literal
+        if len(literal.args) > 1 or literal.args == ("y",)
+        else Literal(literal.predicate, ("x",), literal.positive)
+    )
 
 
 _NOUNS = frozenset(MAIN_WORDS.nouns + OTHER_WORDS.nouns)
@@ -258,8 +264,9 @@ def say(formula: Formula, rng: random.Random) -> str:
 
 
 def _bare(literal: Literal) -> str:
-    """ "kind" or "a baker", without negation."""
-    return f"a {literal.predicate}" if literal.predicate in _NOUNS else literal.predicate
+    """ "kind", "a driver" or "an actor", without negation."""
+    article = "an" if literal.predicate[0] in "aeiou" else "a"
+    return f"{article} {literal.predicate}" if literal.predicate in _NOUNS else literal.predicate
 
 
 def _is_bare(literal: Literal) -> str:

