@@ -221,7 +221,7 @@ class _TokenLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] per row, with the gradient of `hidden` made in the forward pass.
 
     hidden: (n, d), weight: (vocabulary, d) frozen, targets: (n,). Returns (n,) in float32 or wider. Logits exist
-    for one chunk at a time and are not made again for the backward pass: d logp / d hidden = weight[target] - p @ weight.
+    for one chunk at a time and are not made again for the backward pass: d logp/d hidden = weight[target] - p @ weight.
     """
 
     @staticmethod
