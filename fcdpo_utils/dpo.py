@@ -112,6 +112,8 @@ class BlockDataset(torch.utils.data.Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= len(self):
+            raise IndexError(index)  # ends iteration
         block, rng = self.blocks[index], random.Random(f"{self.seed}/{self.epoch}/{index}")
         picked = [
             sorted(rng.sample(indices, cap)) if len(indices) > cap else list(indices)
@@ -119,9 +121,14 @@ class BlockDataset(torch.utils.data.Dataset):
         ]
         return {"chosen": picked[0], "rejected": picked[1], "weight": self.weights[index]}
 
-    def used_completions(self) -> list[int]:
-        """Indices of all completions that can be drawn."""
-        return [index for block in self.blocks for index in (*block.chosen, *block.rejected)]
+    def used_completions(self, epochs: int) -> list[int]:
+        """Indices of all completions that are drawn in so many epochs."""
+        before, used = self.epoch, {}
+        for epoch in range(epochs):
+            self.set_epoch(epoch)
+            used |= {index: None for item in self for index in (*item["chosen"], *item["rejected"])}
+        self.set_epoch(before)
+        return list(used)
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, BlockBatch]:
         indices = [index for item in items for index in (*item["chosen"], *item["rejected"])]
@@ -371,6 +378,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
     return DPOConfig(
         output_dir=str(output_dir),
         learning_rate=training.learning_rate,
+        adam_beta2=0.99,  # runs of a few hundred steps: the default 0.999 would remember the first gradients throughout
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(training.warmup * steps),
         num_train_epochs=training.epochs,
@@ -429,7 +437,7 @@ def build_trainer(
         collator = PolicyMaskCollator(pad_token_id=tokenizer.pad_token_id)
         trainer = StockDPOTrainer(train_dataset=pair_dataset(blocks.tokens, pairs), data_collator=collator, **common)
     else:
-        used = blocks.used_completions()
+        used = blocks.used_completions(math.ceil(training.epochs))
         sequences = [blocks.tokens[index] for index in used]
         reference_cache = ReferenceCache(cache, model_digest(model))
         values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -111,7 +112,7 @@ def format_seconds(seconds: float) -> str:
 def run(profile: str, overrides: Sequence[str] = (), run_dir: Path | None = None) -> Path:
     """Run all stages; returns the run directory. Raises `StageError`, `SettingsError` or `StoreError`."""
     settings = load_settings(profile, overrides)
-    stage = start_stage(STAGES[0], profile, str(run_dir or ""), " ".join(overrides))
+    stage = start_stage(STAGES[0], profile, str(run_dir or ""), shlex.join(overrides))
     folder, token = stage.run_dir, uuid.uuid4().hex
     (folder / "notebooks").mkdir(exist_ok=True)
     seconds: dict[str, dict[str, float]] = {}
@@ -134,7 +135,7 @@ def _run_stage(
     record = folder / f"{name[:2]}_record.json"
     record.unlink(missing_ok=True)
     log = folder / "notebooks" / f"{name}.log"
-    parameters = ["-r", "profile", profile, "-r", "run_dir", str(folder), "-r", "overrides", " ".join(overrides)]
+    parameters = ["-r", "profile", profile, "-r", "run_dir", str(folder), "-r", "overrides", shlex.join(overrides)]
     command = [sys.executable, "-m", "papermill", str(NOTEBOOKS / f"{name}.ipynb"), str(log.with_suffix(".ipynb"))]
     command += [*parameters, "-k", "python3", "--no-progress-bar", "--cwd", str(NOTEBOOKS)]
     environment = {**os.environ, "FCDPO_RUN": token, "PYTHONPATH": str(ROOT)}

@@ -58,8 +58,8 @@ COMMON_MISTAKES: dict[str, Mistake] = {
 class ScriptedTeacher:
     """Gold chains plus controlled mistakes.
 
-    `error_rate`: share of samples that get one mistake. `variation`: share of mistake-free samples that take another
-    natural order of steps than the canonical one.
+    `error_rate`: share of each problem's samples that get one mistake, spread evenly (0.5: every second one).
+    `variation`: share of the others, after the first, that take another natural order of steps.
     """
 
     error_rate: float = 0.5
@@ -69,12 +69,14 @@ class ScriptedTeacher:
     def sample(self, task: Task, problem: Problem, number: int, toolset: str | None, limits: Limits) -> Sample:
         """Chain `number` of `problem`; the same arguments give the same chain."""
         rng = random.Random(f"teacher/{self.seed}/{problem.id}/{number}")
-        source, calls = self._calls(task, problem, rng, toolset)
+        source, calls = self._calls(task, problem, number, rng, toolset)
         return Sample(problem, number, source, run_calls(task, problem, calls, toolset, limits))
 
-    def _calls(self, task: Task, problem: Problem, rng: random.Random, toolset: str | None) -> tuple[str, list[str]]:
-        if rng.random() >= self.error_rate:
-            varied = rng.random() < self.variation
+    def _calls(
+        self, task: Task, problem: Problem, number: int, rng: random.Random, toolset: str | None
+    ) -> tuple[str, list[str]]:
+        if int((number + 1) * self.error_rate + 1e-9) == int(number * self.error_rate + 1e-9):
+            varied = number > 0 and rng.random() < self.variation
             return "gold", task.gold_calls(problem, rng if varied else None, toolset)
         gold = task.gold_calls(problem, None, toolset)
         mistakes = COMMON_MISTAKES | dict(task.mistakes)

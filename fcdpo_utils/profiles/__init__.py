@@ -5,6 +5,7 @@ Every setting that a notebook uses comes from here; unknown names and wrong type
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,7 @@ class Settings(_Group):
 
 
 def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings:
-    """Settings of `profile` with overrides such as `teacher.samples=8` (a list, or one string split at spaces).
+    """Settings of `profile` with overrides such as `teacher.samples=8`: a list, or one string quoted as in a shell.
 
     Raises `SettingsError` with one line for an unknown profile or setting, or a value of the wrong type.
     """
@@ -123,7 +124,7 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
     if profile not in known:
         raise SettingsError(f"unknown profile {profile!r}; expected one of {', '.join(known)}")
     values: dict[str, Any] = {"profile": profile, **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    for override in overrides.split() if isinstance(overrides, str) else overrides:
+    for override in _words(overrides) if isinstance(overrides, str) else overrides:
         _set(values, override)
     try:
         return Settings.model_validate(values)
@@ -133,6 +134,13 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
         got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {first['input']!r}"
         reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(f"setting {place}: {reason}{got}") from None
+
+
+def _words(overrides: str) -> list[str]:
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:
+        raise SettingsError(f"overrides {overrides!r}: {str(error).lower()}") from None
 
 
 def _set(values: dict[str, Any], override: str) -> None:

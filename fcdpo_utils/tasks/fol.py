@@ -20,6 +20,7 @@ from fcdpo_utils.tasks.logic import Formula, consequences, decide, matches, pars
 from fcdpo_utils.tasks.logic import Literal as Atom
 
 Label = Literal["True", "False", "Unknown"]
+NOT_DERIVED = "Not derived yet"
 
 
 class FolTools(Toolset):
@@ -80,8 +81,9 @@ class DeductionTools(FolTools):
 
     @tool('Query("kind(Tom)")')
     def Query(self, goal: str) -> str:
-        """Look up whether a statement was derived."""
-        return lookup(_parse(goal), self.known())
+        """Look up a statement: True, False, Not derived yet, or Unknown once nothing more follows."""
+        found = lookup(_parse(goal), self.known())
+        return "Unknown" if found == NOT_DERIVED and self.is_exhausted() else found
 
     @tool('Conclude("True")')
     def Conclude(self, label: Label) -> str:
@@ -97,8 +99,12 @@ class DeductionTools(FolTools):
         looked_up = lookup(self.goal, self.known())
         if self.answer != "Unknown":
             return looked_up == self.answer
+        return looked_up == NOT_DERIVED and self.is_exhausted()
+
+    def is_exhausted(self) -> bool:
+        """Whether everything that the premises yield by these steps has been derived."""
         reachable = reachable_facts(tuple(self.premises), type(self))
-        return looked_up == "Not derived" and set(map(_anyone, reachable)) <= set(map(_anyone, self.known()))
+        return set(map(_anyone, reachable)) <= set(map(_anyone, self.known()))
 
     def _record(self, facts: list[Formula]) -> str:
         lines = []
@@ -210,12 +216,12 @@ def contrapositive(rule: Formula) -> Formula:
 
 
 def lookup(goal: Formula, known: list[Atom]) -> str:
-    """True, False or Not derived, by comparing `goal` with the derived literals."""
+    """True, False or Not derived yet, by comparing `goal` with the derived literals."""
     if any(matches(goal.body[0], fact, {}) is not None for fact in known):
         return "True"
     if not goal.exists and goal.body[0].negated() in known:
         return "False"
-    return "Not derived"
+    return NOT_DERIVED
 
 
 @lru_cache(maxsize=4096)
@@ -275,13 +281,16 @@ class FirstOrderLogic(Task):
             premises = [f'Premise("{premise}")' for premise in state.premises]
             steps = [*premises, f'Decide("{state.goal}")', f'Conclude("{problem.answer}")', "Stop()"]
             return _shuffled_head(steps, len(premises), rng)
-        calls = []
+        calls, query = [], f'Query("{state.goal}")'
         for step in _exhaust(state, list(state.premises), rng):
             state.call(step)
             calls.append(step)
-            if lookup(state.goal, state.known()) != "Not derived":
-                break
-        return [*calls, f'Query("{state.goal}")', f'Conclude("{problem.answer}")', "Stop()"]
+            if step.startswith(("Apply", "Eliminate")):
+                calls.append(query)
+                if lookup(state.goal, state.known()) != NOT_DERIVED:
+                    break
+        end = [f'Conclude("{problem.answer}")', "Stop()"]
+        return [*calls, *end] if calls[-1] == query else [*calls, query, *end]
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
         return answer == problem.answer
@@ -401,10 +410,11 @@ def _wrong_goal(problem: Problem, calls: list[str], rng: random.Random) -> list[
     flipped = {"True": "False", "False": "True"}.get(problem.answer)
     if flipped is None:
         return None
-    changed = _edit_formula(
-        calls, rng, "Query|Decide", lambda text: text.removeprefix("not ") if "not " in text else f"not {text}"
-    )
-    return changed and [call.replace(f'Conclude("{problem.answer}")', f'Conclude("{flipped}")') for call in changed]
+    edits = {f'Conclude("{problem.answer}")': f'Conclude("{flipped}")'}
+    for call in calls:
+        if match := re.fullmatch(r'(Query|Decide)\("(not )?(.*)"\)', call):
+            edits[call] = f'{match[1]}("{"" if match[2] else "not "}{match[3]}")'
+    return [edits.get(call, call) for call in calls]
 
 
 def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:

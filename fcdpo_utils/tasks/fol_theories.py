@@ -156,11 +156,11 @@ class _Draft:
         """`depth` rules, each firing on the literal before; some with a second condition."""
         for _ in range(depth):
             head, kind = self.new_literal(), self.rng.random()
-            if kind < 0.15:
+            if kind < 0.1:
                 second = self.new_literal()
                 self.premises.append(Formula((second,)))
                 self._rule((self.last, second), "and", head)
-            elif kind < 0.3:
+            elif kind < 0.2:
                 self._rule((self.last, self.new_literal()), "or", head)
             else:
                 self._rule((self.last,), "and", head)
