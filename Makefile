@@ -13,7 +13,7 @@ demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; use make PYTHON=/path/to/python3.11"; exit 1; }

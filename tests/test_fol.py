@@ -378,7 +378,8 @@ def test_a_query_says_unknown_once_nothing_more_follows() -> None:
     assert answers[::2] == ["Not derived yet", "Not derived yet"]
     tools.call('Rule("rich(x) -> kind(x)")')
     tools.call('Apply("R1", "F1")')
-    assert [tools.call(f'Query("{goal}(Tom)")').text for goal in ("old", "kind", "not kind")] == ["Unknown", "True", "False"]
+    queries = [f'Query("{goal}(Tom)")' for goal in ("old", "kind", "not kind")]
+    assert [tools.call(query).text for query in queries] == ["Unknown", "True", "False"]
 
 
 

@@ -324,12 +324,17 @@ def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random 
         step = _next_application(state, rules)
         if step is not None:
             rule, fact_number = step
-            yield from _record_rule_calls(state, premises, rule)
+            yield from _record_rule_calls(state, premises, _led_by(rule, state.facts[fact_number - 1].body[0]))
             yield f'Apply("R{len(state.rules)}", "F{fact_number}")'
         elif elimination := _next_elimination(state):
             yield elimination
         else:
             return
+
+
+def _led_by(rule: Formula, fact: Atom) -> Formula:
+    """`rule` with the condition that `fact` meets said first, so that its call begins with what was derived last."""
+    return replace(rule, body=tuple(sorted(rule.body, key=lambda literal: matches(literal, fact, {}) is None)))
 
 
 def _record_rule_calls(state: DeductionTools, premises: list[Formula], rule: Formula):
