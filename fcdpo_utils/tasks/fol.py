@@ -394,8 +394,9 @@ def _wrong_rule(problem: Problem, calls: list[str], rng: random.Random) -> list[
     rules = [text for text in problem.details["premises"] if "->" in text]
 
     def other(text: str) -> str | None:
-        choices = [rule for rule in rules if rule != text]
-        return rng.choice(choices) if "->" in text and choices else None
+        said = parse_formula(text)
+        choices = [rule for rule in rules if not parse_formula(rule).same_as(said)]
+        return rng.choice(choices) if said.head is not None and choices else None
 
     return _edit_formula(calls, rng, "Rule|Premise", other)
 
