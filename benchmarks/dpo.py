@@ -1,0 +1,272 @@
+"""One DPO epoch over all pairs of a prompt: stock TRL, stock TRL with precomputed references, and ours.
+
+    python benchmarks/dpo.py                       sizes k = l = 1, 2, 4, 8, 16; a table, a plot and a JSON file
+    python benchmarks/dpo.py --sizes 8 --json F    one size
+
+Same process, model, completions, pairs and mask for all three. Every time includes the reference log-probabilities
+and building the trainer. On a CPU: the embedded student on prompts and chains of the demo. On CUDA: Mistral-7B's
+architecture in NF4 with random weights, a prompt of 600 tokens and completions of 250.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from fcdpo_utils.agent import Limits, prompt, run_calls
+from fcdpo_utils.dpo import (
+    BlockDataset,
+    PolicyMaskCollator,
+    StockDPOTrainer,
+    build_trainer,
+    cast_adapters,
+    lora_config,
+    pair_dataset,
+    training_arguments,
+)
+from fcdpo_utils.models import four_bit, load_student, quiet
+from fcdpo_utils.preferences import Block
+from fcdpo_utils.profiles import Settings, StudentSettings, load_settings
+from fcdpo_utils.tasks import TASKS
+from fcdpo_utils.tasks.base import Problem
+from fcdpo_utils.teachers import ScriptedTeacher
+from fcdpo_utils.tokens import Tokens, encode_chat
+
+CUDA = torch.cuda.is_available()
+METHODS = ("trl", "trl_precomputed", "ours")
+LIMITS = Limits()
+
+
+# ---- the work
+
+
+def demo_block(tokenizer: Any, size: int) -> list[Tokens]:
+    """`size` correct and `size` incorrect distinct chains of one logic problem of the demo."""
+    task = TASKS["fol"]
+    problem = max(task.generate(30, "train", 0, levels=(3,)), key=lambda p: len(p.details["premises"]))
+    return [encode_chat(tokenizer, prompt(task, problem) + chain.messages()) for chain in _chains(problem, size)]
+
+
+def _chains(problem: Problem, size: int) -> list[Any]:
+    """Chosen then rejected: gold chains in other orders or with another look at the goal; the teacher's mistakes."""
+    task, rng = TASKS[problem.task], random.Random(0)
+    found: dict[bool, dict[tuple, Any]] = {True: {}, False: {}}
+    query = f'Query("{problem.details["goal"]}")'
+    teacher = ScriptedTeacher(error_rate=1.0)
+    for number in range(200 * size):
+        calls = task.gold_calls(problem, rng if number else None)
+        for _ in range(rng.randint(0, 2) if number else 0):
+            calls.insert(rng.randrange(len(calls) - 2), query)
+        for chain in (run_calls(task, problem, calls), teacher.sample(task, problem, number, None, LIMITS).chain):
+            found[chain.sound].setdefault(chain.steps, chain)
+        if min(map(len, found.values())) >= size:
+            return [chain for kind in (True, False) for chain in list(found[kind].values())[:size]]
+    raise ValueError(f"fewer than {size} distinct chains of each kind")
+
+
+def random_block(vocabulary: int, size: int, prompt_tokens: int = 600, completion_tokens: int = 250) -> list[Tokens]:
+    """Random tokens in turns of 15 policy and 10 environment tokens."""
+    rng = random.Random(0)
+    start = tuple(rng.randrange(10, vocabulary) for _ in range(prompt_tokens))
+    policy = tuple(index % 25 < 15 for index in range(completion_tokens))
+    return [
+        Tokens(
+            (*start, *(rng.randrange(10, vocabulary) for _ in policy)),
+            (*[False] * prompt_tokens, *policy),
+            prompt_tokens,
+        )
+        for _ in range(2 * size)
+    ]
+
+
+def mistral_shape() -> PreTrainedModel:
+    """Mistral-7B's architecture, random weights, NF4: what matters for speed and memory, without a download."""
+    config = MistralConfig(sliding_window=None)
+    folder = Path(tempfile.mkdtemp())
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = MistralForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()
+    quantised = MistralForCausalLM.from_pretrained(
+        folder, quantization_config=four_bit(torch.bfloat16), dtype=torch.bfloat16, device_map="cuda"
+    )
+    shutil.rmtree(folder)
+    return quantised
+
+
+# ---- the three methods
+
+
+def run_ours(model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], size: int, settings: Settings) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        block = Block("p", tuple(range(size)), tuple(range(size, 2 * size)))
+        data = BlockDataset(tokens, [block], ["task"], size, size)
+        cache = Path(folder) / "cache.jsonl"
+        trainer = build_trainer(model, tokenizer, data, settings, Path(folder), cache, [])
+        trainer.train()
+    return trainer
+
+
+def run_trl(
+    model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], size: int, settings: Settings, precompute: bool
+) -> Any:
+    pairs = list(product(range(size), range(size, 2 * size)))
+    with tempfile.TemporaryDirectory() as folder:
+        args = training_arguments(settings, Path(folder), math.ceil(len(pairs) / 4), model.dtype)
+        args.precompute_ref_log_probs = precompute
+        args.remove_unused_columns = True
+        args.per_device_train_batch_size = args.per_device_eval_batch_size = min(4, len(pairs))
+        args.precompute_ref_batch_size = min(4, len(pairs))
+        args.gradient_accumulation_steps = math.ceil(len(pairs) / 4)  # one optimiser step for the block, as ours
+        torch.manual_seed(settings.seed)
+        trainer = StockDPOTrainer(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            peft_config=lora_config(settings.training),
+            train_dataset=pair_dataset(tokens, pairs),
+            data_collator=PolicyMaskCollator(pad_token_id=tokenizer.pad_token_id),
+        )
+        cast_adapters(trainer.model, model.dtype)
+        trainer.train()
+    return trainer
+
+
+# ---- measuring
+
+
+def measured(work: Callable[[], Any]) -> tuple[float, int, Any]:
+    """(seconds, peak bytes, result)."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # restart the peak of resident memory
+    start = time.perf_counter()
+    result = work()
+    if CUDA:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated() if CUDA else _peak_resident(), result
+
+
+def _peak_resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of the best of several large matrix products."""
+    size = 8192 if CUDA else 2048
+    a = torch.randn(size, size, dtype=dtype, device="cuda" if CUDA else "cpu")
+    times = [measured(lambda: a @ a)[0] for _ in range(6)]
+    return 2 * size**3 / min(times[1:])
+
+
+def useful_flops(model: PreTrainedModel, passed: int, scored: int) -> float:
+    """Forward of the reference, forward and input gradients of the policy: three products with every weight.
+
+    `passed` tokens meet the layers, `scored` ones the output head. LoRA, attention and recomputation are not counted.
+    """
+    config = model.config
+    width, inner = config.hidden_size, config.intermediate_size
+    values = config.num_key_value_heads * width // config.num_attention_heads
+    layer = 2 * width * width + 2 * width * values + 3 * width * inner
+    return 3 * 2 * (config.num_hidden_layers * layer * passed + config.vocab_size * width * scored)
+
+
+def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, peak: float) -> dict[str, Any]:
+    """One row of the report: medians of `repeats` for ours, of one or more for the slower methods."""
+    tokens = random_block(model.config.vocab_size, size) if CUDA else demo_block(tokenizer, size)
+    settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
+    row: dict[str, Any] = {"k": size, "l": size, "pairs": size * size, "sequences": 2 * size}
+    base = model
+    for method in METHODS:
+        seconds, memory = [], 0
+        for _ in range(repeats if method == "ours" or size < 8 else max(1, repeats // 3)):
+            if method == "ours":
+                work = partial(run_ours, base, tokenizer, tokens, size, settings)
+            else:
+                work = partial(run_trl, base, tokenizer, tokens, size, settings, method == "trl_precomputed")
+            took, peak_bytes, trainer = measured(work)
+            seconds.append(took)
+            memory = max(memory, peak_bytes)
+            loss = trainer.state.log_history[0]["loss"]
+            base = trainer.model.unload()
+            passed = trainer._total_train_tokens
+        row[f"seconds_{method}"] = round(statistics.median(seconds), 3)
+        row[f"memory_{method}"] = memory
+        row[f"loss_{method}"] = loss
+    scored = sum(map(sum, (t.policy for t in tokens)))
+    row["tokens_ours"], row["tokens_trl"] = int(passed), size * sum(len(t.ids) for t in tokens)
+    row["ratio"] = round(row["seconds_trl_precomputed"] / row["seconds_ours"], 2)
+    row["pairs_per_second_ours"] = round(size * size / row["seconds_ours"], 2)
+    row["peak_share"] = round(useful_flops(base, row["tokens_ours"], scored) / row["seconds_ours"] / peak, 3)
+    return row
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path, device: str) -> None:
+    """How the cost of an epoch grows with k = l."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    sizes = [row["k"] for row in rows]
+    names = {"trl": "TRL", "trl_precomputed": "TRL, references precomputed", "ours": "grouped (ours)"}
+    for method, color in zip(METHODS, ("#9aa0a6", "#4c78a8", "#f58518"), strict=True):
+        axes.plot(sizes, [row[f"seconds_{method}"] for row in rows], "o-", color=color, label=names[method])
+    axes.set(xscale="log", yscale="log", xlabel="k = l, chains of each kind", ylabel="seconds for all k · l pairs")
+    axes.set_xticks(sizes, list(map(str, sizes)))
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    axes.set_title(device, loc="left", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_dpo.json"))
+    options = parser.parse_args()
+    model, tokenizer = load_student(StudentSettings())
+    if CUDA:
+        model = mistral_shape()
+    peak = matmul_peak(model.dtype)
+    device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
+    device += f", {'Mistral-7B shape, NF4' if CUDA else 'SmolLM2-135M'}, {str(model.dtype).removeprefix('torch.')}"
+    print(f"{device}; measured matrix product: {peak / 1e12:.2f} TFLOP/s", flush=True)
+    rows = []
+    for size in options.sizes:
+        with quiet():
+            rows.append(measure_size(model, tokenizer, size, options.repeats, peak))
+        print({k: v for k, v in rows[-1].items()}, flush=True)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"device": device, "peak_flops": peak, "rows": rows}, indent=2) + "\n")
+    if len(rows) > 1:
+        plot(rows, options.json.with_suffix(".png"), device)
+
+
+if __name__ == "__main__":
+    main()
