@@ -382,7 +382,6 @@ def test_a_query_says_unknown_once_nothing_more_follows() -> None:
     assert [tools.call(query).text for query in queries] == ["Unknown", "True", "False"]
 
 
-
 @pytest.mark.parametrize(
     ("before", "call", "line"),
     [

@@ -1,0 +1,141 @@
+"""Artifacts of a run as a specification: what is kept, what is made again, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from fcdpo_utils import store
+from fcdpo_utils.agent import Chain, Episode
+from fcdpo_utils.artifacts import (
+    evaluate_student,
+    load_chains,
+    load_preferences,
+    load_problems,
+    make_chains,
+    prompts_of,
+    save_preferences,
+    save_problems,
+    training_blocks,
+    training_identity,
+)
+from fcdpo_utils.preferences import build_preferences
+from fcdpo_utils.profiles import Settings, load_settings
+from fcdpo_utils.rollout import _between_turns, _prompt_ids
+from fcdpo_utils.tasks import TASKS, Problem, make_problems
+from fcdpo_utils.tokens import encode_chat
+
+SMOKE = load_settings("smoke", ["evaluation.turn_tokens=8", "limits.calls=2"])
+
+
+def silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return [problem for name in SMOKE.tasks for problem in make_problems(name, SMOKE.tasks[name], SMOKE.seed)]
+
+
+@pytest.fixture
+def train(problems: list[Problem]) -> list[Problem]:
+    return [problem for problem in problems if problem.split == "train"]
+
+
+def test_problems_come_back_as_they_were_saved(problems: list[Problem], tmp_path: Path) -> None:
+    save_problems(tmp_path / "p.jsonl", problems)
+    splits = [load_problems(tmp_path / "p.jsonl", split) for split in ("train", "test")]
+    assert sorted(p.id for p in problems) == sorted(p.id for part in splits for p in part)
+    assert all(p in problems for part in splits for p in part)
+
+
+def test_chains_of_a_killed_run_are_completed_to_those_of_an_unbroken_one(train: list[Problem], tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    make_chains(whole, train, SMOKE, silent)
+    for cut in (0.2, 0.5, 0.9):
+        broken.write_bytes(whole.read_bytes()[: int(cut * whole.stat().st_size)])  # inside a record
+        make_chains(broken, train, SMOKE, silent)
+        assert broken.read_bytes() == whole.read_bytes()
+    assert len(load_chains(whole)) == SMOKE.teacher.samples * len(train)
+
+
+def test_chains_of_other_settings_are_not_mixed_in(train: list[Problem], tmp_path: Path) -> None:
+    make_chains(tmp_path / "c.jsonl", train, SMOKE, silent)
+    before = (tmp_path / "c.jsonl").read_bytes()
+    with pytest.raises(store.StoreError, match="holds chains of other settings"):
+        make_chains(tmp_path / "c.jsonl", train, load_settings("smoke", ["teacher.error_rate=0.9"]), silent)
+    assert (tmp_path / "c.jsonl").read_bytes() == before
+
+
+@pytest.fixture
+def run_dir(train: list[Problem], tmp_path: Path) -> Path:
+    make_chains(tmp_path / "chains.jsonl", train, SMOKE, silent)
+    preferences = build_preferences(load_chains(tmp_path / "chains.jsonl"))
+    save_preferences(tmp_path, preferences, prompts_of(train, SMOKE))
+    assert load_preferences(tmp_path) == preferences
+    return tmp_path
+
+
+def test_stored_pairs_are_indices_of_stored_completions(run_dir: Path) -> None:
+    completions = store.read(run_dir / "completions.jsonl")
+    pairs = store.read(run_dir / "pairs_augmented.jsonl")
+    rows = store.read(run_dir / "preferences_augmented.jsonl")
+    assert len(pairs) == len(rows) > 0
+    for pair, row in zip(pairs, rows, strict=True):
+        chosen, rejected = completions[pair["chosen"]], completions[pair["rejected"]]
+        assert chosen["correct"] and not rejected["correct"] and chosen["problem_id"] == rejected["problem_id"]
+        assert [m["content"] for m in row["chosen"]][::2] == [step[0] for step in chosen["steps"]]
+
+
+def test_the_original_pairs_train_as_blocks_of_one(run_dir: Path) -> None:
+    preferences = load_preferences(run_dir)
+    settings = load_settings("smoke", ["preferences.pairs=original"])
+    blocks = training_blocks(preferences, settings)
+    assert [(block.chosen + block.rejected) for block in blocks] == preferences.original_pairs()
+    assert training_blocks(preferences, SMOKE) == list(preferences.blocks)
+
+
+def test_training_is_identified_by_data_and_settings(run_dir: Path) -> None:
+    first = training_identity(run_dir, SMOKE)
+    assert training_identity(run_dir, SMOKE) == first
+    assert training_identity(run_dir, load_settings("smoke", ["training.beta=0.2"])) != first
+    (run_dir / "blocks.jsonl").write_text((run_dir / "blocks.jsonl").read_text() + "\n")
+    assert training_identity(run_dir, SMOKE) != first
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    problems: list[Problem], tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    path, test = tmp_path / "c.jsonl", [problem for problem in problems if problem.split == "test"][:3]
+
+    def evaluate(settings: Settings, identity: str = "a") -> tuple[list[Chain], int]:
+        made = []
+        chains = evaluate_student(
+            tiny_model, tokenizer, test, settings, path, identity, lambda done, total: made.append(done)
+        )
+        return chains, len(made)
+
+    first, made = evaluate(SMOKE)
+    assert made == 3 and [chain.problem_id for chain in first] == [problem.id for problem in test]
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:20])  # killed while the second record was written
+    assert evaluate(SMOKE) == (first, 2)
+    assert evaluate(SMOKE) == (first, 0)
+    assert evaluate(SMOKE, identity="another student") == (first, 3)
+
+
+def test_the_agents_view_and_the_trainers_view_of_a_chain_are_the_same_tokens(
+    run_dir: Path, train: list[Problem], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What is trained is what a rollout feeds: prompt, calls, results, turn by turn."""
+    preferences, prompts = load_preferences(run_dir), prompts_of(train, SMOKE)
+    by_id = {problem.id: problem for problem in train}
+    for completion in preferences.completions[:20]:
+        problem = by_id[completion.problem_id]
+        trained = encode_chat(tokenizer, prompts[problem.id] + completion.chain.messages())
+        fed = list(_prompt_ids(tokenizer, Episode(TASKS[problem.task], problem)))
+        for step in completion.chain.steps:
+            fed += tokenizer(step.call, add_special_tokens=False)["input_ids"] + _between_turns(tokenizer, step.result)
+        assert list(trained.ids) == fed[: len(trained.ids)]
