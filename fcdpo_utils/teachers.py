@@ -46,6 +46,7 @@ def _no_stop(problem: Problem, calls: list[str], rng: random.Random) -> list[str
     return [*calls[:-1], calls[-2]]
 
 
+COMMON_SHARE = 0.25  # of the mistakes; the others are typical of the task
 COMMON_MISTAKES: dict[str, Mistake] = {
     "skipped_step": _skipped_step,
     "bad_syntax": _bad_syntax,
@@ -80,7 +81,10 @@ class ScriptedTeacher:
             return "gold", task.gold_calls(problem, rng if varied else None, toolset)
         gold = task.gold_calls(problem, None, toolset)
         mistakes = COMMON_MISTAKES | dict(task.mistakes)
-        for name in rng.sample(sorted(mistakes), len(mistakes)):
+        kinds = [sorted(task.mistakes), sorted(COMMON_MISTAKES)]
+        if rng.random() < COMMON_SHARE:
+            kinds.reverse()
+        for name in (name for kind in kinds for name in rng.sample(kind, len(kind))):
             calls = mistakes[name](problem, list(gold), rng)
             if calls is not None:
                 return name, calls

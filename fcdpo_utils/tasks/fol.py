@@ -308,7 +308,7 @@ def _shuffled_head(steps: list[str], size: int, rng: random.Random | None) -> li
 
 
 def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random | None):
-    """Yield calls, each local to the last: all facts, then rule after rule that fires on what is known.
+    """Yield calls, each local to the last: a fact, a rule that it meets, what else the rule needs, its application.
 
     The caller runs each call on `state` before asking for the next one.
     """
@@ -319,13 +319,18 @@ def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random 
     if rng is not None:
         rng.shuffle(facts)
         rng.shuffle(rules)
-    yield from (f'Fact("{fact}")' for fact in facts)
     while True:
-        step = _next_application(state, rules)
+        step = _next_application(state, rules, facts)
         if step is not None:
-            rule, fact_number = step
-            yield from _record_rule_calls(state, premises, _led_by(rule, state.facts[fact_number - 1].body[0]))
-            yield f'Apply("R{len(state.rules)}", "F{fact_number}")'
+            rule, number, needed = step
+            yield from _record_rule_calls(state, premises, _led_by(rule, state.facts[number - 1].body[0]))
+            applied = len(state.rules)
+            for fact in needed:
+                facts.remove(fact)
+                yield f'Fact("{fact}")'
+            yield f'Apply("R{applied}", "F{number}")'
+        elif facts:
+            yield f'Fact("{facts.pop(0)}")'
         elif elimination := _next_elimination(state):
             yield elimination
         else:
@@ -345,16 +350,24 @@ def _record_rule_calls(state: DeductionTools, premises: list[Formula], rule: For
         yield f'Contrapose("R{len(state.rules)}")'
 
 
-def _next_application(state: DeductionTools, rules: list[Formula]) -> tuple[Formula, int] | None:
-    """The first rule that yields something new, tried on the most recent fact first."""
+def _next_application(
+    state: DeductionTools, rules: list[Formula], facts: list[Formula]
+) -> tuple[Formula, int, list[Formula]] | None:
+    """The first rule that yields something new, tried on the most recent fact first.
+
+    Returns the rule, the number of the fact that meets it, and those of the unrecorded `facts` that it needs besides.
+    """
     known = state.known()
+    stated = [fact for fact in facts if len(fact.body) == 1 and not fact.exists]
     for number in range(len(state.facts), 0, -1):
         fact = state.facts[number - 1]
         if len(fact.body) > 1:
             continue
         for rule in rules:
-            if set(consequences(rule, fact.body[0], known)) - set(known):
-                return rule, number
+            for needed in ([], *([other] for other in stated)):
+                assumed = [*known, *(other.body[0] for other in needed)]
+                if set(consequences(rule, fact.body[0], assumed)) - set(assumed):
+                    return rule, number, needed
     return None
 
 
@@ -387,6 +400,11 @@ def _drop_negation(problem: Problem, calls: list[str], rng: random.Random) -> li
     return _edit_formula(
         calls, rng, "Rule|Fact|Premise", lambda text: text.replace("not ", "", 1) if "not " in text else None
     )
+
+
+def _dropped_condition(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    """Read a rule with two conditions as if it had only the first."""
+    return _edit_formula(calls, rng, "Rule|Premise", lambda text: re.sub(r" (and|or) .* ->", " ->", text))
 
 
 def _wrong_rule(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
@@ -430,6 +448,7 @@ def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list
 
 FirstOrderLogic.mistakes.update(
     dropped_negation=_drop_negation,
+    dropped_condition=_dropped_condition,
     wrong_rule=_wrong_rule,
     swapped_sides=_swapped_sides,
     wrong_goal=_wrong_goal,

@@ -223,8 +223,10 @@ class _Draft:
         return self.new_literal()
 
     def _rule(self, body: tuple[Literal, ...], connective: str, head: Literal) -> None:
-        if len(body) > 1 and self.rng.random() < 0.5 and body[0].predicate != "likes":
-            body = body[::-1]
+        if len(body) > 1 and body[0].predicate != "likes":
+            if self.rng.random() < 0.5:
+                body = body[::-1]
+            body = tuple(sorted(body, key=lambda literal: not literal.positive))  # "not a and b" would be ambiguous
         self.premises.append(Formula(tuple(map(_generic, body)), connective, _generic(head)))
 
     def _derive(self, literal: Literal) -> None:
