@@ -27,7 +27,8 @@ from fcdpo_utils.rollout import _between_turns, _prompt_ids
 from fcdpo_utils.tasks import TASKS, Problem, make_problems
 from fcdpo_utils.tokens import encode_chat
 
-SMOKE = load_settings("smoke", ["evaluation.turn_tokens=8", "limits.calls=2"])
+SMOKE = load_settings("smoke")
+SHORT = load_settings("smoke", ["evaluation.turn_tokens=8", "limits.calls=2"])
 
 
 def silent(done: int, total: int) -> None:
@@ -117,13 +118,13 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
         )
         return chains, len(made)
 
-    first, made = evaluate(SMOKE)
+    first, made = evaluate(SHORT)
     assert made == 3 and [chain.problem_id for chain in first] == [problem.id for problem in test]
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # killed while the second record was written
-    assert evaluate(SMOKE) == (first, 2)
-    assert evaluate(SMOKE) == (first, 0)
-    assert evaluate(SMOKE, identity="another student") == (first, 3)
+    assert evaluate(SHORT) == (first, 2)
+    assert evaluate(SHORT) == (first, 0)
+    assert evaluate(SHORT, identity="another student") == (first, 3)
 
 
 def test_the_agents_view_and_the_trainers_view_of_a_chain_are_the_same_tokens(

@@ -57,6 +57,7 @@ def blocks_of(settings: Settings, caps: tuple[int, int] = (8, 8)) -> BlockDatase
 
 def trainer_of(model, tokenizer: PreTrainedTokenizerBase, folder: Path, *overrides: str):
     settings = settings_of(*overrides)
+    folder.mkdir(exist_ok=True)
     return build_trainer(model, tokenizer, blocks_of(settings), settings, folder, folder / "cache.jsonl", PAIRS)
 
 

@@ -65,7 +65,7 @@ def test_gradients_equal_those_of_one_pass_per_sequence(
     expected = gradients(model, (weights * one_by_one(model, sequences)).sum())
     got = gradients(model, (weights * sequence_log_probs(model, build_tree(sequences))).sum())
     for a, b in zip(got, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-8, atol=1e-9)
+        assert (a - b).norm() <= 1e-6 * b.norm() + 1e-6  # the library's norm layers compute in float32 throughout
 
 
 def adapted(model: nn.Module) -> nn.Module:
