@@ -125,10 +125,11 @@ def outcomes(before: Mapping[str, int], after: Mapping[str, int], title: str) ->
         places = [index + shift for index in range(len(names))]
         bars = axes.barh(places, [values[name] for name in names], height=0.36, color=color, label=label)
         axes.bar_label(bars, padding=3)
-    axes.set(yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names], xticks=[])
+    labels = ["solved, not sound" if name == "solved" else name.replace("_", " ") for name in names]
+    axes.set(yticks=range(len(names)), yticklabels=labels, xticks=[])
     axes.invert_yaxis()
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncol=2)
     _clean(axes)
     return figure
 
