@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
+import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+
+from fcdpo_utils.profiles import load_settings
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
@@ -81,3 +86,15 @@ def test_imports_only_point_down_the_layers(path: Path) -> None:
             names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
             for name in names:
                 assert LAYERS.index(name) <= own, f"{path.name} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["test"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join)
+def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> None:
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "check": True}
+    script = subprocess.run(["make", "-n", "-B", *arguments], **options).stdout
+    subprocess.run(["sh", "-n"], input=script, **options)
+    words = shlex.split(script.splitlines()[-1])
+    if words[0].endswith("fcdpo"):
+        overrides = [word for flag, word in pairwise(words) if flag == "--set"]
+        settings = load_settings(words[words.index("--profile") + 1], overrides)
+        assert ("gsm8k" in settings.tasks) == (len(arguments) > 1)
