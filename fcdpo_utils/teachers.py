@@ -76,7 +76,8 @@ class ScriptedTeacher:
     def _calls(
         self, task: Task, problem: Problem, number: int, rng: random.Random, toolset: str | None
     ) -> tuple[str, list[str]]:
-        if int((number + 1) * self.error_rate + 1e-9) == int(number * self.error_rate + 1e-9):
+        phase = random.Random(f"phase/{self.seed}/{problem.id}").random()
+        if int((number + 1) * self.error_rate + phase) == int(number * self.error_rate + phase):
             varied = number > 0 and rng.random() < self.variation
             return "gold", task.gold_calls(problem, rng if varied else None, toolset)
         gold = task.gold_calls(problem, None, toolset)

@@ -272,11 +272,21 @@ def _unwrapped(model: nn.Module) -> PreTrainedModel:
 @contextmanager
 def _tree_mode(model: PreTrainedModel) -> Iterator[None]:
     """Use tree attention, and hidden states in place of logits, for the passes inside."""
-    before, head = model.config._attn_implementation, model.get_output_embeddings()
-    model.config._attn_implementation = ATTENTION
+    head = model.get_output_embeddings()
     model.set_output_embeddings(nn.Identity())
+    try:
+        with tree_attention_in(model):
+            yield
+    finally:
+        model.set_output_embeddings(head)
+
+
+@contextmanager
+def tree_attention_in(model: nn.Module) -> Iterator[None]:
+    """Use tree attention inside, for backward passes too where layers are computed again (gradient checkpointing)."""
+    config = _unwrapped(model).config
+    before, config._attn_implementation = config._attn_implementation, ATTENTION
     try:
         yield
     finally:
-        model.set_output_embeddings(head)
-        model.config._attn_implementation = before
+        config._attn_implementation = before

@@ -63,11 +63,33 @@ def test_chains_of_a_killed_run_are_completed_to_those_of_an_unbroken_one(train:
 
 
 def test_chains_of_other_settings_are_not_mixed_in(train: list[Problem], tmp_path: Path) -> None:
-    make_chains(tmp_path / "c.jsonl", train, SMOKE, silent)
-    before = (tmp_path / "c.jsonl").read_bytes()
-    with pytest.raises(store.StoreError, match="holds chains of other settings"):
-        make_chains(tmp_path / "c.jsonl", train, load_settings("smoke", ["teacher.error_rate=0.9"]), silent)
-    assert (tmp_path / "c.jsonl").read_bytes() == before
+    path, old = tmp_path / "c.jsonl", tmp_path / "c.jsonl.old"
+    make_chains(path, train, SMOKE, silent)
+    first = store.read(path)
+    make_chains(path, train, load_settings("smoke", ["teacher.error_rate=0.9"]), silent)
+    assert store.read(old) == first and len(store.read(path)) == len(first)
+    assert {record["key"] for record in store.read(path)}.isdisjoint(record["key"] for record in first)
+
+
+def test_chains_of_other_problems_are_not_mixed_in(train: list[Problem], tmp_path: Path) -> None:
+    """The same identities, another seed; and fewer problems than before."""
+    path = tmp_path / "c.jsonl"
+    make_chains(path, train, SMOKE, silent)
+    other = [p for p in make_problems("fol", SMOKE.tasks["fol"], 7) if p.split == "train"]
+    assert {p.id for p in other} <= {p.id for p in train}
+    make_chains(path, other[:3], SMOKE, silent)
+    records = store.read(path)
+    assert len(records) == 3 * SMOKE.teacher.samples
+    assert {r["problem_id"] for r in records} == {p.id for p in other[:3]}
+
+
+def test_more_samples_keep_the_chains_that_are_there(train: list[Problem], tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    make_chains(path, train, SMOKE, silent)
+    first = store.read(path)
+    make_chains(path, train, load_settings("smoke", ["teacher.samples=6"]), silent)
+    assert store.read(path)[: len(first)] == first and len(store.read(path)) == 6 * len(train)
+    assert not (tmp_path / "c.jsonl.old").exists()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from fcdpo_utils.dpo import (
     cast_adapters,
     curve,
     grouped_dpo_loss,
+    last_checkpoint,
     lora_config,
     model_digest,
     pair_dataset,
@@ -51,7 +52,8 @@ def settings_of(*overrides: str) -> Settings:
     return load_settings("smoke", [*common, *overrides])
 
 
-def blocks_of(settings: Settings, caps: tuple[int, int] = (8, 8)) -> BlockDataset:
+def blocks_of(settings: Settings) -> BlockDataset:
+    caps = (settings.preferences.max_chosen, settings.preferences.max_rejected)
     return BlockDataset(TOKENS, BLOCKS, ["t", "t"], *caps, settings.training.block_weight, settings.seed)
 
 
@@ -119,7 +121,7 @@ def test_weights_make_the_mean_over_all_pairs_of_the_data_set() -> None:
 
 def test_batches_hold_one_task_each() -> None:
     groups = ["a"] * 10 + ["b"] * 7
-    sampler = GroupSampler(groups, 4, seed=0)
+    sampler = GroupSampler(BlockDataset(TOKENS, [Block("x", (0,), (2,))] * 17, groups, 8, 8), 4, seed=0)
     order = list(sampler)
     assert sorted(order) == list(range(17))
     batches = [order[i : i + 4] for i in range(0, 12, 4)]
@@ -304,7 +306,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     def weights(trainer) -> dict[str, torch.Tensor]:
         return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
 
-    options = ("training.epochs=6", "training.prompts_per_step=1")
+    options = ("training.epochs=6", "training.prompts_per_step=1", "preferences.max_rejected=1")
     unbroken = trainer_of(student, tokenizer, tmp_path / "a", *options)
     unbroken.train()
     expected, rows = weights(unbroken), curve(unbroken)
@@ -323,9 +325,24 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
         broken.train()
     student = broken.model.unload()
     resumed = trainer_of(student, tokenizer, tmp_path / "b", *options)
-    resumed.train(resume_from_checkpoint=True)
+    (tmp_path / "b" / "checkpoint-9999").mkdir()  # what a kill while saving leaves
+    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "b"))
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(resumed).items())
     assert [row["loss"] for row in curve(resumed)] == [row["loss"] for row in rows]
+    assert [row["num_tokens"] for row in curve(resumed)] == [row["num_tokens"] for row in rows]
+
+
+def test_gradient_checkpointing_changes_memory_only(
+    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = {}
+    for flag in ("false", "true"):
+        options = [f"training.gradient_checkpointing={flag}", "training.epochs=3"]
+        trainer = trainer_of(student, tokenizer, tmp_path / flag, *options)
+        trainer.train()
+        rows[flag] = [row["loss"] for row in curve(trainer)]
+        student = trainer.model.unload()
+    assert rows["true"] == pytest.approx(rows["false"], rel=1e-5) and rows["true"][-1] < rows["true"][0]
 
 
 def test_the_adapter_loads_in_plain_peft(

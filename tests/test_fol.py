@@ -80,8 +80,14 @@ def test_about_a_third_of_all_canonical_forms_are_for_tests() -> None:
 @pytest.mark.parametrize("levels", [CORE, HIGHER])
 def test_ood_words_shares_no_word_with_the_other_splits(levels: tuple[int, ...]) -> None:
     own = set().union(*map(words, problems("ood_words", levels)))
-    others = set().union(*(words(p) for split in ("train", "test", "ood_depth") for p in problems(split, levels)))
+    sets = (problems("train", levels), problems("test", levels), problems("ood_depth", LONG))
+    others = set().union(*(words(problem) for made in sets for problem in made))
     assert own and others and own.isdisjoint(others)
+
+
+def test_ood_depth_is_deeper_than_what_is_trained() -> None:
+    with pytest.raises(ValueError, match="level 5 only"):
+        TASK.generate(3, "ood_depth", seed=0, levels=CORE)
 
 
 def test_the_two_vocabularies_never_meet() -> None:

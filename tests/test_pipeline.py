@@ -203,8 +203,26 @@ def test_a_record_of_an_earlier_run_does_not_count(tmp_path: Path, monkeypatch: 
         pipeline.run("smoke", run_dir=folder)
 
 
+def test_a_relative_run_directory_is_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_of(tmp_path, monkeypatch, RECORD)
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.run("smoke", run_dir=Path("here")) == tmp_path / "here"
+    assert (tmp_path / "here" / "01_record.json").exists()
+
+
+def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 20.0])
+    stage = start_stage("02_teacher_chains", "smoke", str(tmp_path))
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+    report = stage.progress("chains")
+    report(91, 100)
+    report(92, 100)
+    assert json.loads((tmp_path / "progress.json").read_text())["left_seconds"] == 80
+
+
 def test_a_run_by_hand_writes_where_a_pipeline_run_would(tmp_path: Path) -> None:
     stage = start_stage("02_teacher_chains", "smoke", str(tmp_path))
     stage.record(chains=3)
-    assert store.read_json(tmp_path / "02_record.json") == {"run": "by hand", "chains": 3}
+    record = store.read_json(tmp_path / "02_record.json")
+    assert record.pop("peak_gib") > 0 and record == {"run": "by hand", "chains": 3}
     assert yaml.safe_load(stage.settings.table())["profile"] == "smoke"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PROFILES = Path(__file__).parent
 
@@ -35,9 +35,8 @@ class TaskSettings(_Group):
 
 
 class TeacherSettings(_Group):
-    """Who makes the chains."""
+    """The scripted teacher."""
 
-    kind: Literal["scripted"] = "scripted"
     samples: int = Field(default=4, ge=1, description="chains per training problem")
     error_rate: float = Field(default=0.5, ge=0, le=1, description="share of chains that get a mistake")
     variation: float = Field(default=0.3, ge=0, le=1, description="share of correct chains in another order")
@@ -107,6 +106,14 @@ class Settings(_Group):
     student: StudentSettings = StudentSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _only_gsm8k_reads_a_file(self) -> Settings:
+        for name, task in self.tasks.items():
+            if task.path is not None and name != "gsm8k":
+                raise ValueError(f"tasks.{name}.path: only gsm8k reads a file")
+        return self
+
     expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")
 
     def table(self) -> str:

@@ -616,7 +616,7 @@ class Arithmetic(Task):
         return Problem(f"{self.name}-example", self.name, "example", 2, question, "15", "example", {"steps": steps})
 
     def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
-        return self.toolsets[self._toolset(toolset)]()
+        return self.toolset(toolset)()
 
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
         """The steps in the order of the text; `rng` swaps the operands of some sums and products."""
@@ -624,18 +624,14 @@ class Arithmetic(Task):
         for step in steps if rng else []:
             if step[0] in ("Sum", "Multiply") and rng.random() < 0.5:
                 step[1:] = step[:0:-1]
-        return render_calls(steps, problem.answer, self._toolset(toolset))
+        expression = self.toolset(toolset) is CalculateTools
+        return render_calls(steps, problem.answer, "expression" if expression else "operations")
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:
         try:
             return answer is not None and answers_equal(parse_answer(answer), parse_answer(problem.answer))
         except ValueError:
             return False
-
-    def _toolset(self, name: str | None) -> str:
-        if name is not None and name not in self.toolsets:
-            raise ValueError(f"{self.name}: toolset must be one of {', '.join(self.toolsets)}, got {name!r}")
-        return name or next(iter(self.toolsets))
 
 
 def check_request(task: str, split: str, levels: Sequence[int], allowed: Sequence[int]) -> None:

@@ -42,6 +42,12 @@ class Task(ABC):
     toolsets: ClassVar[dict[str, type[Toolset]]]
     mistakes: ClassVar[dict[str, Mistake]] = {}
 
+    def toolset(self, name: str | None) -> type[Toolset]:
+        """The toolset of that name, None being the default; raises ValueError with one line for an unknown one."""
+        if name is not None and name not in self.toolsets:
+            raise ValueError(f"{self.name}: toolset must be one of {', '.join(self.toolsets)}, got {name!r}")
+        return self.toolsets[name or next(iter(self.toolsets))]
+
     @abstractmethod
     def generate(self, count: int, split: str, seed: int, **options: Any) -> list[Problem]:
         """`count` distinct problems of `split`; the same arguments give the same problems."""

@@ -82,7 +82,7 @@ class DeductionTools(FolTools):
     @tool('Query("kind(Tom)")')
     def Query(self, goal: str) -> str:
         """Look up a statement: True, False, Not derived yet, or Unknown once nothing more follows."""
-        found = lookup(_parse(goal), self.known())
+        found = lookup(_parse_goal(goal), self.known())
         return "Unknown" if found == NOT_DERIVED and self.is_exhausted() else found
 
     @tool('Conclude("True")')
@@ -234,12 +234,12 @@ def reachable_facts(premises: tuple[Formula, ...], toolset: type[DeductionTools]
 
 
 class FirstOrderLogic(Task):
-    """Puzzles of the theories in `fol_theories`; levels 1 to 3 are proof depths, level 4 adds harder schemas."""
+    """Puzzles of the theories in `fol_theories`; levels 1 to 3 and 5 are proof depths, level 4 has harder schemas."""
 
     name = "fol"
     instruction = (
-        "Decide whether the statement is True, False or Unknown. Record facts and rules exactly as the problem "
-        "states them, apply rules to facts, query the statement, conclude, stop."
+        "Decide whether the statement is True, False or Unknown. Record what the problem states exactly as it "
+        "states it, find out what follows, conclude, stop."
     )
     toolsets: ClassVar = {"deduction": DeductionTools, "higher": HigherDeductionTools, "decide": DecideTools}
     mistakes: ClassVar[dict[str, Mistake]] = {}
@@ -273,7 +273,8 @@ class FirstOrderLogic(Task):
 
     def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
         premises = list(map(parse_formula, problem.details["premises"]))
-        return self.toolsets[toolset or _default_toolset(problem)](premises, parse_formula(problem.details["goal"]))
+        kind = self.toolset(toolset or _default_toolset(problem))
+        return kind(premises, parse_formula(problem.details["goal"]))
 
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
         state = self.start(problem, toolset)

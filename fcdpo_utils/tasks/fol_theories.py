@@ -2,7 +2,8 @@
 
 A theory is a derivation of the wanted depth plus distractors, said in one of several sentence templates per
 formula and shuffled. Inconsistent or mislabelled drafts are rejected; labels are balanced within each level;
-train and test never share a canonical form, and the `ood_words` split has its own vocabulary.
+train and test never share a canonical form, and the `ood_words` split has its own vocabulary, `ood_depth` longer
+proofs.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def generate(count: int, split: str, seed: int, levels: tuple[int, ...]) -> list
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if not levels or not set(levels) <= set(LEVELS):
         raise ValueError(f"unknown fol levels {list(levels)}; expected some of {list(LEVELS)}")
+    if split == "ood_depth" and min(levels) < max(LEVELS):
+        raise ValueError(f"fol split ood_depth has level {max(LEVELS)} only, got levels {list(levels)}")
     theories: list[Theory] = []
     seen: set[str] = set()
     for number in range(count):
