@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -129,6 +129,15 @@ class BlockDataset(torch.utils.data.Dataset):
             used |= {index: None for item in self for index in (*item["chosen"], *item["rejected"])}
         self.set_epoch(before)
         return list(used)
+
+    def count_pairs(self, epochs: int) -> int:
+        """How many pairs are drawn in so many epochs."""
+        before, pairs = self.epoch, 0
+        for epoch in range(epochs):
+            self.set_epoch(epoch)
+            pairs += sum(len(item["chosen"]) * len(item["rejected"]) for item in self)
+        self.set_epoch(before)
+        return pairs
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, BlockBatch]:
         indices = [index for item in items for index in (*item["chosen"], *item["rejected"])]
@@ -449,6 +458,7 @@ def build_trainer(
         values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
         reference = dict(zip(used, values, strict=True))
         trainer = GroupedDPOTrainer(train_dataset=blocks, reference=reference, settings=training, **common)
+    trainer.remove_callback(PrinterCallback)  # every step is a row of the curve already
     cast_adapters(trainer.model, adapter_dtype(model.dtype))
     return trainer
 

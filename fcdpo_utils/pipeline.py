@@ -63,7 +63,8 @@ class Stage:
 
     def progress(self, label: str) -> Callable[[int, int], None]:
         """A function (done, total) that keeps the run's status line up to date and prints sparsely by itself."""
-        started, last_print, first = time.monotonic(), [0.0], [-1]
+        started, first = time.monotonic(), [-1]
+        last_print = [started]
 
         def report(done: int, total: int) -> None:
             now = time.monotonic()

@@ -46,7 +46,7 @@ def pipeline(here: str) -> Figure:
 def counts(values: Mapping[str, int], title: str, colors: Sequence[str] | None = None) -> Figure:
     """Horizontal bars of counts, in the order given, each with its number."""
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(values)))
-    bars = axes.barh(list(values), list(values.values()), color=colors or BEFORE)
+    bars = axes.barh(list(map(_label, values)), list(values.values()), color=colors or BEFORE)
     axes.bar_label(bars, padding=3)
     axes.invert_yaxis()
     axes.set_title(title, loc="left")
@@ -125,8 +125,7 @@ def outcomes(before: Mapping[str, int], after: Mapping[str, int], title: str) ->
         places = [index + shift for index in range(len(names))]
         bars = axes.barh(places, [values[name] for name in names], height=0.36, color=color, label=label)
         axes.bar_label(bars, padding=3)
-    labels = ["solved, not sound" if name == "solved" else name.replace("_", " ") for name in names]
-    axes.set(yticks=range(len(names)), yticklabels=labels, xticks=[])
+    axes.set(yticks=range(len(names)), yticklabels=list(map(_label, names)), xticks=[])
     axes.invert_yaxis()
     axes.set_title(title, loc="left")
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncol=2)
@@ -149,6 +148,10 @@ def by_level(before: Mapping[int, Score], after: Mapping[int, Score], xlabel: st
     axes.legend(frameon=False)
     _clean(axes)
     return figure
+
+
+def _label(name: str) -> str:
+    return "solved, not sound" if name == "solved" else name.replace("_", " ")
 
 
 def _clean(axes: Axes) -> None:
