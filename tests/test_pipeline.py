@@ -151,7 +151,11 @@ def test_a_stage_without_its_input_names_the_one_before(stage: str, line: str, t
     assert done.returncode == 1 and line in done.stderr
 
 
-NOTEBOOK = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "foreign", "display_name": "x"}}}
+NOTEBOOK = {
+    "nbformat": 4,
+    "nbformat_minor": 5,
+    "metadata": {"kernelspec": {"name": "foreign", "display_name": "x", "language": "python"}},
+}
 
 
 def stage_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *sources: str) -> Path:
