@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,21 @@ def test_a_stage_that_does_not_finish_fails_the_run(
     with pytest.raises(StageError) as error:
         pipeline.run("smoke", run_dir=folder)
     assert str(error.value).startswith(line) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fcdpo_utils.pipeline", "run", "--profile", "smoke", "--run-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while not (tmp_path / "01_record.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    line = "fcdpo: interrupted; what was finished is kept, run the same command to go on"
+    assert errors.split("\n") == ["", line, ""]
+    assert store.read(tmp_path / "problems.jsonl")
 
 
 def test_a_record_of_an_earlier_run_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
