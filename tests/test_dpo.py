@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch.nn.functional import logsigmoid
@@ -172,8 +172,11 @@ def test_loss_and_every_gradient_equal_those_of_expanded_pairs_in_fp32(
             torch.nn.init.normal_(parameter, std=0.05)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
+    same = Tokens((3, 10), (False, True), 1)  # as likely as the longer one: nothing to learn from this block
+
     @settings(max_examples=25, deadline=None)
     @given(ragged_blocks(), st.integers(0, 99))
+    @example(([same, same, Tokens((3, 3, 10), (False, False, True), 1)], 2), 0)
     def check(block: tuple[list[Tokens], int], seed: int) -> None:
         sequences, k = block
         noise = torch.Generator().manual_seed(seed)
@@ -185,9 +188,12 @@ def test_loss_and_every_gradient_equal_those_of_expanded_pairs_in_fp32(
         rewards = 0.1 * (log_probs - reference)
         got = grouped_dpo_loss(rewards[:k], rewards[k:])
         assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+        # Terms of equal size may cancel, down to zero: what is left then is the rounding of the terms.
+        term = torch.autograd.grad(rewards[0], parameters, retain_graph=True)
+        rounding = 1e-6 * torch.cat([t.flatten() for t in term]).norm()
         pairs = zip(torch.autograd.grad(got, parameters), torch.autograd.grad(expected, parameters), strict=True)
         for ours, theirs in pairs:
-            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + 1e-7
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm() + rounding
 
     check()
 
