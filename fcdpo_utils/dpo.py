@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
@@ -296,7 +297,7 @@ class GroupedDPOTrainer(DPOTrainer):
         return GroupSampler(self.blocks, self.args.per_device_train_batch_size, self.args.seed)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        with tree_attention_in(model):
+        with tree_attention_in(model), disable_input_dtype_casting(model):
             return super().training_step(model, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
@@ -403,7 +404,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         loss_type=["sigmoid", "sft"],
         loss_weights=[training.dpo_weight, training.sft_weight],
         max_length=None,
-        bf16=cuda and dtype == torch.bfloat16,
+        bf16=dtype == torch.bfloat16,
         fp16=cuda and dtype == torch.float16,
         use_cpu=not cuda,
         gradient_checkpointing=training.gradient_checkpointing,
@@ -459,20 +460,19 @@ def build_trainer(
         reference = dict(zip(used, values, strict=True))
         trainer = GroupedDPOTrainer(train_dataset=blocks, reference=reference, settings=training, **common)
     trainer.remove_callback(PrinterCallback)  # every step is a row of the curve already
-    cast_adapters(trainer.model, adapter_dtype(model.dtype))
+    float32_adapters(trainer.model)
     return trainer
 
 
-def adapter_dtype(base: torch.dtype) -> torch.dtype:
-    """fp16 needs fp32 adapters (the gradient scaler refuses others); else adapters follow the base model."""
-    return torch.float32 if base == torch.float16 else base
+def float32_adapters(model: nn.Module) -> None:
+    """Keep trainable weights in float32; autocast still computes products in the base model's type.
 
-
-def cast_adapters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give all trainable parameters one dtype (TRL casts quantised models' adapters to bf16 unconditionally)."""
+    Small updates vanish in bf16 weights, the fp16 gradient scaler refuses any but float32, and TRL casts the adapters
+    of quantised models to bf16 unconditionally.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.float()
 
 
 def last_checkpoint(folder: Path) -> str | None:

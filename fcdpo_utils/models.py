@@ -59,7 +59,7 @@ def load_student(
                 quantization_config=four_bit(dtype) if settings.four_bit else None,
             )
             if adapter is not None:
-                model = PeftModel.from_pretrained(model, adapter)
+                model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)  # in the base's type
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None

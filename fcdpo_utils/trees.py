@@ -210,7 +210,8 @@ def tree_attention(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = (query[0] * scale).unflatten(0, (key.shape[1], -1))
-    output = _TreeAttention.apply(grouped, key[0], value[0], segments)
+    with torch.autocast(query.device.type, enabled=False):  # as the backward pass: in the types that came
+        output = _TreeAttention.apply(grouped, key[0], value[0], segments)
     return output.flatten(0, 1).transpose(0, 1)[None], None
 
 

@@ -21,8 +21,8 @@ from fcdpo_utils.dpo import (
     ReferenceCache,
     batch_log_probs,
     build_trainer,
-    cast_adapters,
     curve,
+    float32_adapters,
     grouped_dpo_loss,
     last_checkpoint,
     lora_config,
@@ -374,11 +374,11 @@ def test_a_stock_run_with_label_smoothing_is_refused(
         trainer_of(student, tokenizer, tmp_path, "training.trainer=stock", "training.label_smoothing=0.1")
 
 
-def test_trainable_parameters_get_one_dtype(student: LlamaForCausalLM) -> None:
-    model = get_peft_model(student, lora_config(settings_of().training))
-    cast_adapters(model, torch.bfloat16)
+def test_adapters_are_trained_in_float32_whatever_the_base(student: LlamaForCausalLM) -> None:
+    model = get_peft_model(student.to(torch.bfloat16), lora_config(settings_of().training))
+    float32_adapters(model)
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
-    assert kinds == {(True, torch.bfloat16), (False, torch.float32)}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 def test_pairs_load_in_plain_datasets() -> None:
