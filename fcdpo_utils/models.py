@@ -86,13 +86,13 @@ def choose_dtype(name: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
     choice = CACHE / "cpu_dtype"  # measured once: later runs on this machine must not choose otherwise
     if not choice.exists():
-        fastest = min((torch.float32, torch.bfloat16), key=_product_seconds)
+        fastest = min((torch.float32, torch.bfloat16), key=product_seconds)
         choice.parent.mkdir(parents=True, exist_ok=True)
         store.write(choice, str(fastest).removeprefix("torch."))
     return getattr(torch, choice.read_text(encoding="utf-8"))
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
+def product_seconds(dtype: torch.dtype) -> float:
     """Best of three times of one matrix product of the student's size."""
     a, b = torch.ones(512, 1536, dtype=dtype), torch.ones(1536, 1536, dtype=dtype)
     times = []

@@ -1,14 +1,31 @@
-"""What several test files share: the embedded student's tokenizer, and tiny models of its vocabulary."""
+"""What several test files share: a finished run, the embedded student's tokenizer, tiny models of its vocabulary."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from runs import fcdpo
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils.models import embedded_student
 
 torch.set_num_threads(2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="thirty kills in place of three")
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five notebooks under papermill with the profile `smoke`, once for all tests; none may change it."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(folder))
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def test_the_command_ends_with_one_line_where_there_is_no_file() -> None:
 
 
 def report_command(argument: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fcdpo_utils.pipeline", "gsm8k", argument]
+    command = [sys.executable, "-m", "fcdpo_utils.pipeline.cli", "gsm8k", argument]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
 
 

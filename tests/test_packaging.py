@@ -18,7 +18,7 @@ from fcdpo_utils.profiles import load_settings
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     "profiles calls functions tokens trees tasks agent rollout teachers store preferences models dpo evaluation "
-    "artifacts plots pipeline"
+    "artifacts plots stage pipeline"
 ).split()
 
 

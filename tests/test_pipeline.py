@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,26 +17,19 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import load_dataset
+from runs import FCDPO, fcdpo
 
-from fcdpo_utils import pipeline, store
-from fcdpo_utils.pipeline import STAGES, StageError, main, results_table, start_stage
+from fcdpo_utils import stage, store
+from fcdpo_utils.pipeline import manifest, runner
+from fcdpo_utils.pipeline.cli import main
+from fcdpo_utils.pipeline.manifest import StageSpec
+from fcdpo_utils.pipeline.runner import StageError, results_table
+from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.stage import start_stage
 
 ROOT = Path(__file__).parents[1]
-
-
-def fcdpo(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fcdpo_utils.pipeline", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
-
-
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All five notebooks under papermill with the profile `smoke`, once for all tests."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
-    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(folder))
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
+STAGES = [spec.name for spec in manifest.STAGES]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 # What a run leaves behind
@@ -91,17 +88,112 @@ def test_figures_and_executed_notebooks_are_there(smoke_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_artifacts(smoke_run: Path, tmp_path: Path) -> None:
-    """A second run in a folder of its own: chains and pairs byte for byte, and the metrics but for times."""
-    again = tmp_path / "again"
-    assert fcdpo("run", "--profile", "smoke", "--run-dir", str(again)).returncode == 0
-    for name in ("problems", "chains", "completions", "blocks", "pairs_augmented", "preferences_augmented"):
-        assert (again / f"{name}.jsonl").read_bytes() == (smoke_run / f"{name}.jsonl").read_bytes(), name
-    assert (again / "training_curve.csv").read_bytes() == (smoke_run / "training_curve.csv").read_bytes()
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (smoke_run, again))
+def test_runs_killed_at_random_moments_end_with_the_artifacts_of_the_unbroken_one(
+    smoke_run: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same seed in another folder, kill -9 again and again: all artifacts byte for byte, metrics but for times.
+
+    Three kills; with --long thirty, a quarter of an hour.
+    """
+    rng, folder = random.Random(1), tmp_path / "again"
+    command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(folder)]
+    kills, seen = (30 if request.config.getoption("--long") else 3), set()
+    while kills:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
+            try:
+                assert process.wait(timeout=rng.uniform(1, 40)) == 0, process.stderr.read()
+                shutil.rmtree(folder)  # finished before the kill: once more
+            except subprocess.TimeoutExpired:
+                seen.add(max((entry for entry in manifest.load(folder).get("stages", {})), default=""))
+                process.kill()
+                kills -= 1
+    print("killed in", sorted(seen))
+    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(folder))
+    assert done.returncode == 0, done.stderr
+    for spec in manifest.STAGES:
+        for name, value in manifest.digests(smoke_run, spec.outputs).items():
+            if name not in ("metrics.json", "adapter/adapter_config.json"):  # times; a folder's name
+                assert store.file_digest(folder / name) == value, name
+    first, second = (store.read_json(path / "metrics.json") for path in (smoke_run, folder))
     for metrics in (first, second):
         del metrics["stages"]
     assert first == second
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_is_quick(smoke_run: Path) -> None:
+    before = (smoke_run / "manifest.json").read_bytes()
+    started = time.monotonic()
+    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(smoke_run))
+    assert done.returncode == 0 and done.stdout.count("up to date, skipped") == 5
+    assert time.monotonic() - started < 5
+    assert (smoke_run / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "override, stages",
+    [
+        ("training.learning_rate=3e-3", ["04"]),
+        ("evaluation.turn_tokens=20", ["05"]),
+        ("preferences.label=solved", ["03", "04"]),
+        ("teacher.error_rate=0.4", ["02"]),
+        ("seed=1", ["01", "02", "04", "05"]),
+    ],
+)
+def test_a_changed_setting_reruns_the_stages_that_depend_on_it(smoke_run: Path, override: str, stages: list) -> None:
+    """Directly; the stages after them rerun because their inputs change."""
+    settings = load_settings("smoke", [override])
+    entry = manifest.load(smoke_run)
+    changed = {spec.name[:2]: manifest.changes(spec, settings, smoke_run, entry) for spec in manifest.STAGES}
+    direct = [name for name, reasons in changed.items() if any(r.startswith("settings") for r in reasons)]
+    assert direct == stages
+
+
+@pytest.mark.slow
+def test_the_manifest_says_what_made_the_run(smoke_run: Path) -> None:
+    made = store.read_json(smoke_run / "manifest.json")
+    assert made["profile"] == "smoke" and made["seed"] == 0 and made["settings"]["teacher"]["samples"] == 4
+    assert made["commit"] and made["dirty"] in (True, False)
+    assert set(made["packages"]) >= {"torch", "transformers", "trl"} and made["machine"]["cores"] > 0
+    for name in STAGES:
+        entry = made["stages"][name]
+        assert (
+            entry["papermill_exit"] == 0 and entry["seconds"] > 0 and entry["peak_gib"] > 0 and entry["attempts"] == 1
+        )
+        for path, value in entry["outputs"].items():
+            assert store.file_digest(smoke_run / path) == value
+
+
+@pytest.mark.slow
+def test_the_report_is_one_file_that_shows_chains_and_escapes_them(smoke_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "run")
+    record = store.read(folder / "chains_before.jsonl")[0]
+    record["steps"][0][0] = "<script>alert(1)</script>"
+    store.write_records(folder / "chains_before.jsonl", [record, *store.read(folder / "chains_before.jsonl")[1:]])
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
+    assert text.count("data:image/png;base64,") >= 6 and not re.search(r'(src|href)="(?!data:)', text)
+    assert 'class="bad"' in text and "Settings" in text and store.read_json(folder / "metrics.json")["commit"] in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install Debian's package chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_report_fits_the_window(smoke_run: Path, tmp_path: Path, width: int) -> None:
+    """Headless Chromium measures the page after layout: nothing sticks out sideways, every figure is loaded."""
+    assert main(["report", str(smoke_run)]) == 0
+    probe = """<script>addEventListener("load", () => { const r = document.documentElement;
+      document.title = JSON.stringify({over: r.scrollWidth - innerWidth, height: r.scrollHeight,
+      broken: [...document.images].filter(i => !i.naturalWidth).length}); })</script>"""
+    page = tmp_path / "report.html"
+    page.write_text((smoke_run / "report.html").read_text() + probe)
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom".split()
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path}/chromium", f"--window-size={width},900", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    measured = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
+    assert measured["over"] <= 0 and measured["broken"] == 0 and measured["height"] > 1500
 
 
 # How a run fails: one line, exit code not 0, nothing lost
@@ -169,13 +261,13 @@ def stage_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *sources: str) -> Pa
     ]
     cells[0]["metadata"] = {"tags": ["parameters"]}
     (folder / "01_only.ipynb").write_text(json.dumps({**NOTEBOOK, "cells": cells}))
-    monkeypatch.setattr(pipeline, "NOTEBOOKS", folder)
-    monkeypatch.setattr(pipeline, "STAGES", ("01_only",))
+    monkeypatch.setattr(manifest, "NOTEBOOKS", folder)
+    monkeypatch.setattr(manifest, "STAGES", (StageSpec("01_only", ("seed",), (), ("metrics.json",)),))
     return folder / "run"
 
 
 RECORD = (
-    "from fcdpo_utils.pipeline import start_stage\n"
+    "from fcdpo_utils.stage import start_stage\n"
     "stage = start_stage('01_only', profile, run_dir, overrides)\n"
     "from fcdpo_utils import store\nstore.write_json(stage.path('metrics.json'), {})\n"
     "stage.record()"
@@ -196,13 +288,126 @@ def test_a_stage_that_does_not_finish_fails_the_run(
 ) -> None:
     folder = stage_of(tmp_path, monkeypatch, source, RECORD)
     with pytest.raises(StageError) as error:
-        pipeline.run("smoke", run_dir=folder)
+        runner.run("smoke", run_dir=folder)
     assert str(error.value).startswith(line) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_cell_that_takes_too_long_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, "import time; time.sleep(60)", RECORD)
+    with pytest.raises(StageError, match="stage 01_only failed: a cell took longer than --cell-timeout"):
+        runner.run("smoke", run_dir=folder, cell_timeout=2)
+
+
+def test_notebooks_run_in_their_own_folder_wherever_the_caller_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stage_of(tmp_path, monkeypatch, "import os; assert os.path.exists('01_only.ipynb'), os.getcwd()", RECORD)
+    monkeypatch.chdir("/")
+    runner.run("smoke", run_dir=folder)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['profile = "smoke"', 'profile = "smoke"\nrun_dir = "x" + profile\noverrides = ""', "profile ="],
+    ids=["a parameter is missing", "a derived value", "a syntax error"],
+)
+def test_a_parameters_cell_that_papermill_would_misread_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    folder = stage_of(tmp_path, monkeypatch, RECORD)
+    path = tmp_path / "01_only.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["cells"][0]["source"] = source
+    path.write_text(json.dumps(notebook))
+    with pytest.raises(StageError, match="needs one cell tagged 'parameters' that assigns plain literals"):
+        runner.run("smoke", run_dir=folder)
+    assert not folder.exists()
+
+
+def test_a_notebook_without_a_tagged_cell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, RECORD)
+    path = tmp_path / "01_only.ipynb"
+    path.write_text(path.read_text().replace('"parameters"', '"parameter"'))
+    with pytest.raises(StageError, match="needs one cell tagged 'parameters'"):
+        runner.run("smoke", run_dir=folder)
+
+
+def by_hand(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
+    """papermill alone on the first notebook."""
+    command = [sys.executable, "-m", "papermill", "01_function_definition.ipynb", str(tmp_path / "out.ipynb")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": ROOT / "notebooks", "env": environment, "capture_output": True, "text": True}
+    return subprocess.run([*command, *parameters], check=False, **options)
+
+
+def test_a_misspelt_parameter_by_hand_stops_the_notebook(tmp_path: Path) -> None:
+    done = by_hand(tmp_path, "-p", "profil", "smoke", "-p", "run_dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "unknown parameter 'profil'; expected one of profile, run_dir, overrides" in done.stderr
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
+    """5e-6 is a string in YAML 1.1, which papermill passes on."""
+    overrides = "training.learning_rate=5e-6 training.gradient_checkpointing=true"
+    done = by_hand(tmp_path, "-p", "profile", "smoke", "-p", "run_dir", str(tmp_path), "-p", "overrides", overrides)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out.ipynb").read_text()
+    assert "learning_rate: 5.0e-06" in text and "gradient_checkpointing: true" in text
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, RECORD)
+    folder.mkdir()
+    with stage.lock(folder / "run.lock"), pytest.raises(store.StoreError, match="another run is at work in"):
+        runner.run("smoke", run_dir=folder)
+
+
+def test_only_and_from_want_the_stages_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["run", "--profile", "smoke", "--run-dir", str(tmp_path)]
+    assert main([*options, "--from", "04"]) == 1
+    assert main([*options, "--only", "6"]) == 1
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == "fcdpo: stage 01_function_definition is not up to date (not finished yet); run it first"
+    assert second == "fcdpo: unknown stage '6'; expected one of 01, 02, 03, 04, 05"
+
+
+def test_only_runs_a_stage_that_is_up_to_date_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, RECORD)
+    runner.run("smoke", run_dir=folder)
+    first = manifest.load(folder)["stages"]["01_only"]["run"]
+    runner.run("smoke", run_dir=folder)
+    assert manifest.load(folder)["stages"]["01_only"]["run"] == first
+    runner.run("smoke", run_dir=folder, only="01")
+    assert manifest.load(folder)["stages"]["01_only"]["run"] != first
+
+
+def test_a_failed_stage_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, "raise ValueError('what is wrong')", RECORD)
+    with pytest.raises(StageError):
+        runner.run("smoke", run_dir=folder)
+    assert manifest.load(folder)["stages"]["01_only"]["papermill_exit"] == 1
+
+
+def test_clean_deletes_runs_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    start_stage("02_teacher_chains", "smoke", str(tmp_path / "run"))
+    (tmp_path / "mine").mkdir()
+    assert main(["clean", str(tmp_path / "run")]) == 0 and main(["clean", str(tmp_path / "mine")]) == 1
+    assert not (tmp_path / "run").exists() and (tmp_path / "mine").exists()
+    assert capfd.readouterr().err == f"fcdpo: {tmp_path}/mine is not the folder of a run\n"
+
+
+def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    lines = capfd.readouterr().out.splitlines()
+    names = [line[3:21].strip() for line in lines]
+    expected = ["python", "packages", "embedded student", "processor", "memory", "disk", "hub", "CPU products", "GPU"]
+    assert names[:9] == expected and names[-2:] == ["profile cpu", "profile smoke"]
+    assert all(line.startswith(("ok ", "NO ")) for line in lines)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fcdpo_utils.pipeline", "run", "--profile", "smoke", "--run-dir", str(tmp_path)]
+    command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         while not (tmp_path / "01_record.json").exists():
             assert process.poll() is None
@@ -217,24 +422,24 @@ def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(tmp_path: Path) 
 
 def test_a_record_of_an_earlier_run_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = stage_of(tmp_path, monkeypatch, RECORD)
-    pipeline.run("smoke", run_dir=folder)
+    runner.run("smoke", run_dir=folder)
     assert (folder / "01_record.json").exists()
     stage_of(tmp_path, monkeypatch, "import sys; sys.exit(0)", RECORD)
     with pytest.raises(StageError, match="ended before its last cell"):
-        pipeline.run("smoke", run_dir=folder)
+        runner.run("smoke", run_dir=folder)
 
 
 def test_a_relative_run_directory_is_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage_of(tmp_path, monkeypatch, RECORD)
     monkeypatch.chdir(tmp_path)
-    assert pipeline.run("smoke", run_dir=Path("here")) == tmp_path / "here"
+    assert runner.run("smoke", run_dir=Path("here")) == tmp_path / "here"
     assert (tmp_path / "here" / "01_record.json").exists()
 
 
 def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 20.0])
     stage = start_stage("02_teacher_chains", "smoke", str(tmp_path))
-    monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     report = stage.progress("chains")
     report(91, 100)
     report(92, 100)

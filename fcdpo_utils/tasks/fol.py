@@ -58,7 +58,8 @@ class DeductionTools(FolTools):
         if fact.head is not None:
             raise Refused("this is a rule; use Rule")
         if not fact.exists:
-            return self._record([fact]).partition(":")[0]  # the formula stands in the call already
+            name = self._record([fact]).partition(":")[0]  # the formula stands in the call already
+            return name + self._met_rule()
         witness = f"Someone{len(self.facts) + 1}"
         body = tuple(literal.bind(dict.fromkeys("xyz", witness)) for literal in fact.body)
         return self._record([Formula(body, "or")] if fact.connective == "or" else [Formula((lit,)) for lit in body])
@@ -69,7 +70,7 @@ class DeductionTools(FolTools):
         rule = self.formalise(text)
         if rule.head is None:
             raise Refused("this is a fact; use Fact")
-        return self._record_rule(rule).partition(":")[0]
+        return self._record_rule(rule).partition(":")[0] + self._state_of(rule)
 
     @tool('Apply("R1", "F1")')
     def Apply(self, rule: str, fact: str) -> str:
@@ -105,6 +106,33 @@ class DeductionTools(FolTools):
         """Whether everything that the premises yield by these steps has been derived."""
         reachable = reachable_facts(tuple(self.premises), type(self))
         return set(map(_anyone, reachable)) <= set(map(_anyone, self.known()))
+
+    def _yields(self, rule: Formula, number: int) -> bool:
+        """Whether `rule` meets fact `number` and derives something new from it."""
+        fact, known = self.facts[number - 1], self.known()
+        return len(fact.body) == 1 and bool(set(consequences(rule, fact.body[0], known)) - set(known))
+
+    def _state_of(self, rule: Formula) -> str:
+        """What a rule just recorded applies to, or what it lacks: a proof assistant shows its open goals too."""
+        recent_first = range(len(self.facts), 0, -1)
+        for number in recent_first:
+            if self._yields(rule, number):
+                return f": applies to F{number}"
+        for number in recent_first if rule.connective == "and" else ():
+            for condition in rule.body:
+                binding = matches(condition, self.facts[number - 1].body[0], {})
+                if binding is not None:
+                    others = [other.bind(binding) for other in rule.body if other != condition]
+                    lacking = [str(other) for other in others if other not in self.known()]
+                    return f": lacks {' and '.join(lacking)}" if lacking else ""
+        return ""
+
+    def _met_rule(self) -> str:
+        """The most recent rule that the fact just recorded sets going, if any."""
+        for number in range(len(self.rules), 0, -1):
+            if self._yields(self.rules[number - 1], len(self.facts)):
+                return f": R{number} applies"
+        return ""
 
     def _record(self, facts: list[Formula]) -> str:
         lines = []
@@ -329,6 +357,7 @@ def _exhaust(state: DeductionTools, premises: list[Formula], rng: random.Random 
             for fact in needed:
                 facts.remove(fact)
                 yield f'Fact("{fact}")'
+                number = len(state.facts)
             yield f'Apply("R{applied}", "F{number}")'
         elif facts:
             yield f'Fact("{facts.pop(0)}")'

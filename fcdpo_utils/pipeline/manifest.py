@@ -1,0 +1,166 @@
+"""`manifest.json`: what a run was made of and what it made; and whether a stage of it is still up to date.
+
+A stage is up to date when its notebook, the package's code, the settings and inputs it depends on, and its outputs
+are what they were when it last succeeded. Knows contents by their SHA-256 and nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fcdpo_utils import store
+from fcdpo_utils.profiles import Settings
+from fcdpo_utils.stage import ROOT, commit
+
+NAME = "manifest.json"
+NOTEBOOKS = ROOT / "notebooks"
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "papermill", "ipykernel")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One notebook: the groups of settings it depends on, the artifacts it reads and those it makes (globs)."""
+
+    name: str
+    settings: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STAGES = (
+    StageSpec("01_function_definition", ("seed", "tasks"), (), ("problems.jsonl",)),
+    StageSpec("02_teacher_chains", ("seed", "tasks", "limits", "teacher"), ("problems.jsonl",), ("chains.jsonl",)),
+    StageSpec(
+        "03_preference_data",
+        ("tasks", "preferences"),
+        ("problems.jsonl", "chains.jsonl"),
+        ("completions.jsonl", "blocks.jsonl", "pairs_*.jsonl", "preferences_*.jsonl"),
+    ),
+    StageSpec(
+        "04_student_training",
+        ("seed", "tasks", "preferences", "student", "training"),
+        ("problems.jsonl", "completions.jsonl", "blocks.jsonl", "preferences_*.jsonl"),
+        ("adapter/adapter_*", "training.json", "training_curve.csv", "training_curves.png"),
+    ),
+    StageSpec(
+        "05_evaluation_and_plots",
+        ("profile", "seed", "tasks", "limits", "student", "evaluation"),
+        ("problems.jsonl", "completions.jsonl", "adapter/adapter_*", "training.json"),
+        (
+            "chains_before.jsonl",
+            "chains_after.jsonl",
+            "metrics.json",
+            "accuracy.png",
+            "outcomes_*.png",
+            "levels_*.png",
+        ),
+    ),
+)
+
+
+def new(settings: Settings) -> dict[str, Any]:
+    """The head of a manifest: everything but the stages."""
+    version = commit()
+    return {
+        "commit": version.removesuffix("-dirty"),
+        "dirty": version.endswith("-dirty"),
+        "profile": settings.profile,
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json"),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "machine": machine(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that this process may use, the memory, and NVIDIA GPUs by their driver's files."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [_field(path, "Model:") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    cpu = _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": cores, "memory_gib": round(memory, 1), "gpus": gpus, "system": platform.platform()}
+
+
+def _field(path: Path, name: str) -> str:
+    """The value of a "name : value" line in one of the kernel's files."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+def load(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run; empty where there is none or a kill left none that reads."""
+    try:
+        value = json.loads((run_dir / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def save(run_dir: Path, manifest: dict[str, Any]) -> None:
+    store.write_json(run_dir / NAME, manifest)
+
+
+def digests(run_dir: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of every file in `run_dir` that matches, by its name there."""
+    paths = sorted({path for pattern in patterns for path in run_dir.glob(pattern) if path.is_file()})
+    return {path.relative_to(run_dir).as_posix(): store.file_digest(path) for path in paths}
+
+
+def executed(spec: StageSpec) -> str:
+    """The executed notebook, relative to the run directory."""
+    return f"notebooks/{spec.name}.ipynb"
+
+
+def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str, Any]:
+    """What a stage depends on, part by part, so that a change can be named."""
+    notebook = json.loads((NOTEBOOKS / f"{spec.name}.ipynb").read_text(encoding="utf-8"))
+    values = settings.model_dump(mode="json")
+    files = [task.path for task in settings.tasks.values() if task.path and "tasks" in spec.settings]
+    parts = {
+        "notebook": store.digest(*(source_of(cell) for cell in notebook["cells"])),
+        "code": code_digest(),
+        "packages": store.digest(store.dump(package_versions())),
+        **{f"settings of {name}": store.digest(store.dump(values[name])) for name in spec.settings},
+        **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
+    }
+    if spec.name == STAGES[0].name:
+        parts |= {f"input {path}": store.file_digest(Path(path)) for path in files}
+    return parts
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    """The text of a notebook cell, which is stored as one string or as lines."""
+    return "".join(cell["source"])
+
+
+def code_digest() -> str:
+    """Of all modules that notebooks can import; the runner around them changes no result."""
+    package = ROOT / "fcdpo_utils"
+    own = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*.py") if own not in path.parents)
+    return store.digest(*(f"{path.relative_to(package)} {store.file_digest(path)}" for path in files))
+
+
+def changes(spec: StageSpec, settings: Settings, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+    """Why a stage has to run: empty when it is up to date, else what is new, in words."""
+    entry = manifest.get("stages", {}).get(spec.name)
+    if not entry or entry.get("papermill_exit") != 0:
+        return ["not finished yet"]
+    now, before = fingerprint(spec, settings, run_dir), entry["depends_on"]
+    changed = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+    outputs = digests(run_dir, (*spec.outputs, executed(spec)))
+    changed += [f"output {name}" for name, value in entry["outputs"].items() if outputs.get(name) != value]
+    return changed

@@ -1,0 +1,218 @@
+"""Planted defects, each of which must be caught: by a test of `make test`, or by `fcdpo check` on a finished run.
+
+The last lines of the module's output are the table of what caught which (`pytest tests/test_mutations.py -s`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+from fcdpo_utils import store
+from fcdpo_utils.pipeline import baselines, manifest
+
+CAUGHT: list[tuple[str, str]] = []
+
+# (defect, module, its text, what it becomes, the test file and the tests that must fail)
+CODE = [
+    (
+        "the sign of the loss flipped",
+        "dpo.py",
+        "chosen[:, None] - rejected[None, :]",
+        "rejected[None, :] - chosen[:, None]",
+        "test_dpo.py",
+        "mean_over_all_pairs",
+    ),
+    ("the environment mask dropped", "tokens.py", "policy = [False]", "policy = [True]", "test_tokens.py", "policy"),
+    (
+        "correct and incorrect swapped",
+        "preferences.py",
+        "getattr(chain, label)",
+        "not getattr(chain, label)",
+        "test_preferences.py",
+        "pair",
+    ),
+    (
+        "pairs in step instead of all pairs",
+        "preferences.py",
+        "product(block.",
+        "zip(block.",
+        "test_preferences.py",
+        "augment",
+    ),
+    (
+        "held-out problems in the training split",
+        "tasks/fol_theories.py",
+        "if home != split or not",
+        "if not",
+        "test_fol.py",
+        "split",
+    ),
+    (
+        "rejected calls ignored in 'sound'",
+        "agent.py",
+        "sound = solved and clean and",
+        "sound = solved and",
+        "test_agent.py",
+        "sound",
+    ),
+    (
+        "references of another model reused",
+        "dpo.py",
+        "store.digest(self.base, str(tokens.ids)",
+        "store.digest(str(tokens.ids)",
+        "test_dpo.py",
+        "cache or another or reference",
+    ),
+    ("intervals too narrow", "evaluation.py", "/ (4 * trials**2)", "/ (8 * trials**2)", "test_evaluation.py", "wilson"),
+    (
+        "a notebook that ends early counts as done",
+        "pipeline/runner.py",
+        "if not record.exists() or",
+        "if False and",
+        "test_pipeline.py",
+        "does_not_finish",
+    ),
+    (
+        "unknown settings accepted",
+        "profiles/__init__.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        "test_profiles.py",
+        "unknown",
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print()
+        for defect, by in CAUGHT:
+            print(f"  {defect:44} caught by {by}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect, module, text, other, tests, names", CODE, ids=[row[0] for row in CODE])
+def test_a_defect_in_the_code_fails_a_test(
+    defect: str, module: str, text: str, other: str, tests: str, names: str, tmp_path: Path
+) -> None:
+    for part in ("fcdpo_utils", "tests", "notebooks", "pyproject.toml"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
+    path = tmp_path / "fcdpo_utils" / module
+    source = path.read_text(encoding="utf-8")
+    assert text in source, f"{module} has changed; plant the defect anew"
+    path.write_text(source.replace(text, other), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{tests}", "-k", names]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FCDPO_CACHE": str(ROOT / ".cache")}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([*command, "-m", "not slow"], check=False, **options)
+    assert done.returncode == 1, done.stdout[-2000:]  # 1: tests ran and failed
+    failed = next(line for line in done.stdout.splitlines() if line.startswith("FAILED"))
+    CAUGHT.append((defect, "make test: " + failed.split("::")[1].split(" - ")[0]))
+
+
+def truncate(run: Path) -> None:
+    path = run / "chains.jsonl"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def swap_adapter(run: Path) -> None:
+    """Weights of the same shape that were not trained here."""
+    path = run / "adapter" / "adapter_model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-64] + bytes(64))
+
+
+def other_problems(run: Path) -> None:
+    records = store.read(run / "problems.jsonl")
+    records[0]["answer"] = "False" if records[0]["answer"] == "True" else "True"
+    store.write_records(run / "problems.jsonl", records)
+    sign(run)
+
+
+def stale_chains(run: Path) -> None:
+    """Evaluated before, shown as after."""
+    shutil.copy(run / "chains_before.jsonl", run / "chains_after.jsonl")
+
+
+def stale_record(run: Path) -> None:
+    record = store.read_json(run / "04_record.json")
+    store.write_json(run / "04_record.json", record | {"run": "another"})
+
+
+def killed_kernel(run: Path) -> None:
+    made = manifest.load(run)
+    made["stages"]["05_evaluation_and_plots"]["papermill_exit"] = 138
+    manifest.save(run, made)
+
+
+def metric(*path: str, value: object) -> Callable[[Path], None]:
+    """A program that computes a wrong number, and signs it as its own."""
+
+    def plant(run: Path) -> None:
+        metrics = store.read_json(run / "metrics.json")
+        place = metrics
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        sign(run)
+
+    return plant
+
+
+def sign(run: Path) -> None:
+    """Make the manifest agree with the files, as if the run itself had made them so."""
+    made = manifest.load(run)
+    for spec in manifest.STAGES:
+        entry = made["stages"][spec.name]
+        entry["outputs"] = manifest.digests(run, (*spec.outputs, manifest.executed(spec)))
+        inputs = {f"input {name}": value for name, value in manifest.digests(run, spec.inputs).items()}
+        entry["depends_on"] |= inputs
+    manifest.save(run, made)
+
+
+RUNS = [
+    ("a truncated artifact", truncate, "02_teacher_chains: artifacts"),
+    ("a swapped adapter", swap_adapter, "04_student_training: artifacts"),
+    ("other problems than the baseline's", other_problems, "artifacts.problems.jsonl"),
+    ("chains of another evaluation", stale_chains, "05_evaluation_and_plots: artifacts"),
+    ("a record of another run", stale_record, "04_student_training: record of run"),
+    ("a kernel that was killed", killed_kernel, "05_evaluation_and_plots: papermill exit"),
+    ("a loss that got worse", metric("training", "loss_end", value=9.0), "training.loss_end"),
+    ("a margin of the wrong sign", metric("training", "margin_end", value=-3.0), "training.margin_end"),
+    ("a metric that is not a number", metric("training", "loss_end", value=float("nan")), "training.loss_end"),
+    ("a metric that is zero", metric("dataset", "pairs_augmented", value=0), "dataset.pairs_augmented"),
+    ("a metric that is missing", metric("training", "loss_first", value=None), "training.loss_first"),
+    ("a chain too few", metric("dataset", "chains", value=1), "dataset.chains"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect, plant, row", RUNS, ids=[row[0] for row in RUNS])
+def test_a_defect_in_a_run_fails_the_check(
+    defect: str, plant: Callable[[Path], None], row: str, smoke_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(smoke_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "datasets_cache"))
+    baselines.update(run, tmp_path / "baseline.json")
+    assert all(found.passed for found in baselines.check(run, tmp_path / "baseline.json"))
+    plant(run)
+    failed = [found.name for found in baselines.check(run, tmp_path / "baseline.json") if not found.passed]
+    assert row in failed
+    CAUGHT.append((defect, f"fcdpo check: {row}"))
+
+
+@pytest.mark.slow
+def test_the_smoke_run_passes_its_committed_baseline(smoke_run: Path) -> None:
+    rows = baselines.check(smoke_run, baselines.baseline_path("smoke"))
+    assert all(row.passed for row in rows), baselines.table(rows)
