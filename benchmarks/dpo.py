@@ -53,6 +53,7 @@ from fcdpo_utils.tokens import Tokens, encode_chat
 
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
+TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more pairs TRL gets a sample, scaled: it works pair by pair
 LIMITS = Limits()
 TRL_BATCH = 4 if CUDA else 1  # pairs; on the CPU four at once took as long per pair and three times the memory
 
@@ -206,21 +207,16 @@ def useful_flops(model: PreTrainedModel, passed: int, scored: int) -> float:
     return 3 * 2 * (config.num_hidden_layers * layer * passed + config.vocab_size * width * scored)
 
 
-def measure_size(
-    model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, trl_pairs: int, peak: float
-) -> dict[str, Any]:
-    """One row of the report: medians of `repeats` runs; TRL's long ones (k = l of 4 and more) run once.
-
-    Of more than `trl_pairs` pairs TRL gets a random sample, and its time is scaled: it works pair by pair.
-    """
+def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, peak: float) -> dict[str, Any]:
+    """One row of the report: medians of `repeats` runs; TRL's long ones (k = l of 4 and more) run once."""
     tokens = random_block(model.config.vocab_size, size) if CUDA else demo_block(tokenizer, size)
     settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
     pairs = list(product(range(size), range(size, 2 * size)))
-    sample = random.Random(0).sample(pairs, min(trl_pairs, len(pairs)))
-    row: dict[str, Any] = {"k": size, "l": size, "pairs": len(pairs), "pairs_timed_trl": len(sample)}
+    row: dict[str, Any] = {"k": size, "l": size, "pairs": len(pairs)}
     base = model
     for method in METHODS:
         seconds, memory = [], 0
+        sample = random.Random(0).sample(pairs, min(TIMED_PAIRS.get(method, len(pairs)), len(pairs)))
         for _ in range(repeats if method == "ours" or size < 4 else 1):
             if method == "ours":
                 work = partial(run_ours, base, tokenizer, tokens, size, settings)
@@ -233,6 +229,7 @@ def measure_size(
             base = trainer.model.unload()
             print(f"  k = l = {size}: {method} {took:.1f} s", flush=True)
             passed = trainer._total_train_tokens
+        row[f"pairs_timed_{method}"] = len(sample)
         row[f"seconds_{method}"] = round(statistics.median(seconds), 3)
         row[f"memory_{method}"] = memory
         row[f"loss_{method}"] = loss
@@ -264,7 +261,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--trl-pairs", type=int, default=64, help="TRL is timed on at most so many pairs, then scaled")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_dpo.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # transformers announces renamed settings at every run
@@ -279,7 +275,7 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         with quiet():
-            rows.append(measure_size(model, tokenizer, size, options.repeats, options.trl_pairs, peak))
+            rows.append(measure_size(model, tokenizer, size, options.repeats, peak))
         print(rows[-1], flush=True)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"device": device, "peak_flops": peak, "rows": rows}, indent=2) + "\n")

@@ -285,7 +285,7 @@ class GroupedDPOTrainer(DPOTrainer):
     """TRL's DPO trainer on blocks: the same options, log names, checkpoints and resume, another loss pass."""
 
     def __init__(self, *args: Any, reference: dict[int, float], settings: TrainingSettings, **kwargs: Any):
-        self.reference, self.settings = reference, settings
+        self.reference, self.settings, self.said_flat_memory = reference, settings, False
         self.blocks: BlockDataset = kwargs.pop("train_dataset")
         rows = Dataset.from_dict({"block": list(range(len(self.blocks)))})  # TRL insists on its type
         super().__init__(*args, train_dataset=rows, data_collator=self.blocks.collate, **kwargs)
@@ -304,7 +304,7 @@ class GroupedDPOTrainer(DPOTrainer):
         batch: BlockBatch = inputs["batch"]
         log_probs, tokens, passes = batch_log_probs(model, batch.sequences, self.settings.row_tokens)
         if passes > 1:
-            self._metrics["train"]["passes"].append(passes)
+            self._say_flat_memory(tokens, passes)
         reference = log_probs.new_tensor([self.reference[index] for index in batch.completions])
         rewards = self.beta * (log_probs - reference)
         lengths = log_probs.new_tensor([sum(sequence.policy) for sequence in batch.sequences])
@@ -319,6 +319,16 @@ class GroupedDPOTrainer(DPOTrainer):
         ]
         self._record(batch, log_probs.detach(), rewards.detach(), tokens)
         return torch.stack(losses).mean()
+
+    def _say_flat_memory(self, tokens: int, passes: int) -> None:
+        """Once in words, then in TRL's metrics."""
+        if not self.said_flat_memory:
+            limit = f"training.row_tokens = {self.settings.row_tokens}"
+            print(
+                f"a batch exceeds {limit}: flat memory, {tokens} tokens in {passes} parts, each recomputed", flush=True
+            )
+        self.said_flat_memory = True
+        self._metrics["train"]["passes"].append(passes)
 
     def _record(self, batch: BlockBatch, log_probs: Tensor, rewards: Tensor, tokens: int) -> None:
         """TRL's metric names; means are over pairs, as TRL's are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -198,11 +199,51 @@ def test_loss_and_every_gradient_equal_those_of_expanded_pairs_in_fp32(
     check()
 
 
+@pytest.mark.parametrize("row_tokens", [10_000, 16], ids=["one-pass", "flat-memory"])
+def test_the_loss_equals_trls_on_the_same_pairs_and_mask(
+    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, row_tokens: int
+) -> None:
+    """TRL expands, pads and masks the pairs and computes the reference by itself, all in fp32."""
+    trainer = trainer_of(student, tokenizer, tmp_path, "training.trainer=stock", "training.sft_weight=0")
+    torch.manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    trainer.model.eval()
+
+    @settings(max_examples=25, deadline=None)
+    @given(ragged_blocks())
+    def check(block: tuple[list[Tokens], int]) -> None:
+        sequences, k = block
+        pairs = list(product(range(k), range(k, len(sequences))))
+        with torch.no_grad():
+            inputs = trainer.data_collator(list(pair_dataset(sequences, pairs)))
+            theirs = trainer.compute_loss(trainer.model, inputs)
+            now = batch_log_probs(trainer.model, sequences, row_tokens)[0]
+            with trainer.model.disable_adapter():
+                reference = batch_log_probs(trainer.model, sequences, row_tokens)[0]
+        rewards = trainer.beta * (now - reference)
+        assert grouped_dpo_loss(rewards[:k], rewards[k:]).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+    check()
+
+
 def test_the_flat_memory_mode_splits_what_does_not_fit(student: LlamaForCausalLM) -> None:
     whole, tokens, passes = batch_log_probs(student, TOKENS, 10_000)
     split, more_tokens, more_passes = batch_log_probs(student, TOKENS, 12)
     assert passes == 1 and more_passes > 1 and more_tokens > tokens
     assert torch.allclose(whole, split, atol=1e-5)
+
+
+def test_the_flat_memory_mode_says_so_once(
+    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(student, tokenizer, tmp_path, "training.row_tokens=64", "training.epochs=2")
+    trainer.settings = trainer.settings.model_copy(update={"row_tokens": 12})
+    trainer.train()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "flat memory" in line]
+    assert line.startswith("a batch exceeds training.row_tokens = 12: flat memory,")
+    assert all(row["passes"] > 1 for row in trainer.state.log_history if "loss" in row)
 
 
 def test_first_losses_and_metrics_equal_trls_on_the_same_pairs(

@@ -98,3 +98,20 @@ def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> Non
         overrides = [word for flag, word in pairwise(words) if flag == "--set"]
         settings = load_settings(words[words.index("--profile") + 1], overrides)
         assert ("gsm8k" in settings.tasks) == (len(arguments) > 1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_pin_their_actions_and_end_in_time(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    uses = re.findall(r"uses: (\S+)", text)
+    assert uses and all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action) for action in uses)
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(job["timeout-minutes"] <= 360 for job in workflow["jobs"].values())
+
+
+def test_pre_commit_uses_the_pinned_ruff() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (version,) = set(re.findall(r"ruff==([\d.]+)", text))
+    assert f"ruff=={version}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert len(yaml.safe_load(text)["repos"][0]["hooks"]) == 3

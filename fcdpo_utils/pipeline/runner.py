@@ -207,9 +207,8 @@ def _watch(process: subprocess.Popen, name: str, index: int, folder: Path, later
             text = f"{status['label']} {status['done']}/{status['total']}, {format_seconds(left)} left in this step"
         else:
             text = "running"
-        line = (
-            f"[{index + 1}/{len(manifest.STAGES)}] {name}: {text}, then about {format_seconds(later)} of later stages"
-        )
+        place = f"[{index + 1}/{len(manifest.STAGES)}] {name}"
+        line = f"{place}: {text}, then about {format_seconds(later)} for later stages"
         if sys.stdout.isatty() or time.monotonic() - printed > _SILENCE_SECONDS:
             printed = time.monotonic()
             _say(line)
