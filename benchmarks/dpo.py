@@ -32,7 +32,7 @@ import torch
 from datasets import disable_progress_bars
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, PrinterCallback
 
-from fcdpo_utils.agent import Limits, prompt, run_calls
+from fcdpo_utils.agent import prompt, run_calls
 from fcdpo_utils.dpo import (
     BlockDataset,
     PolicyMaskCollator,
@@ -48,13 +48,12 @@ from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import Settings, StudentSettings, load_settings
 from fcdpo_utils.tasks import TASKS
 from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.teachers import ScriptedTeacher
+from fcdpo_utils.teachers import Job, ScriptedTeacher
 from fcdpo_utils.tokens import Tokens, encode_chat
 
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
 TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more pairs TRL gets a sample, scaled: it works pair by pair
-LIMITS = Limits()
 TRL_BATCH = 4 if CUDA else 1  # pairs; on the CPU four at once took as long per pair and three times the memory
 
 
@@ -79,7 +78,7 @@ def _chains(problem: Problem, size: int) -> list[Any]:
         calls = task.gold_calls(problem, rng if number else None)
         for _ in range(rng.randint(0, 2) if number else 0):
             calls.insert(rng.randrange(len(calls) - 2), query)
-        for chain in (run_calls(task, problem, calls), teacher.sample(task, problem, number, None, LIMITS).chain):
+        for chain in (run_calls(task, problem, calls), teacher.sample(Job(task, problem, number)).chain):
             found[chain.sound].setdefault(chain.steps, chain)
         if min(map(len, found.values())) >= size:
             return [chain for kind in (True, False) for chain in list(found[kind].values())[:size]]

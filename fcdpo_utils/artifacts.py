@@ -17,11 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fcdpo_utils import store
 from fcdpo_utils.agent import Chain, Episode, Limits, prompt
 from fcdpo_utils.dpo import Progress
+from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
-from fcdpo_utils.profiles import Settings
+from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
-from fcdpo_utils.teachers import ScriptedTeacher, sample_chains
+from fcdpo_utils.teachers import Job, Sample, ScriptedTeacher, Teacher
+from fcdpo_utils.teachers.local import LocalTeacher
 from fcdpo_utils.tokens import Message, Tokens, encode_chat
 
 
@@ -46,21 +48,61 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     """Append the teacher's chains that `path` lacks; a killed run goes on where it stopped.
 
     Each record carries a digest of its problem, prompt, teacher and limits. Records that this run would not make are
-    moved to a file beside it, never deleted.
+    moved to a file beside it, never deleted. With `teacher.enough`, a problem gets no more samples once it has so many
+    distinct chains of each kind; that depends on its lower-numbered samples alone, so a resumed run decides the same.
     """
-    teacher = ScriptedTeacher(settings.teacher.error_rate, settings.teacher.variation, settings.seed)
-    made_by = settings.teacher.model_dump(exclude={"samples"})
+    options = settings.teacher
+    made_by = options.model_dump(exclude={"samples", "enough", "parallel", "base_url"})
     keys = _keys(problems, settings, store.dump([made_by, settings.limits.model_dump(), settings.seed]))
-    numbers = range(settings.teacher.samples)
-    kept = _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]) and r["number"] in numbers)
-    done = frozenset((record["problem_id"], record["number"]) for record in kept)
-    for count, problem in enumerate(problems, start=1):
-        options = (settings.teacher.samples, toolset_of(settings, problem), limits_of(settings), done)
-        samples = sample_chains(teacher, TASKS[problem.task], [problem], *options)
-        extra = {"task": problem.task, "key": keys[problem.id]}
-        if new := [s.chain.record(number=s.number, source=s.source, **extra) for s in samples]:
-            store.append(path, new)
-        progress(count, len(problems))
+    kept = _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]) and r["number"] < options.samples)
+    made = {(record["problem_id"], record["number"]): Chain.from_record(record) for record in kept}
+    missing = [p.id for p in problems if any((p.id, n) not in made for n in range(options.samples))]
+    teacher = build_teacher(settings) if missing else None
+
+    def keep(sample: Sample) -> None:
+        made[sample.problem.id, sample.number] = sample.chain
+        extra = {"task": sample.problem.task, "key": keys[sample.problem.id]}
+        store.append(path, [sample.chain.record(number=sample.number, source=sample.source, **extra)])
+        progress(len(made), len(problems) * options.samples)
+
+    for numbers in _rounds(options, len(problems)):
+        jobs = [
+            Job(TASKS[p.task], p, number, toolset_of(settings, p), limits_of(settings))
+            for p in problems
+            if not _has_enough(made, p.id, numbers.start, options.enough)
+            for number in numbers
+            if (p.id, number) not in made
+        ]
+        if jobs:
+            teacher.run(jobs, keep)
+
+
+def build_teacher(settings: Settings) -> Teacher:
+    """The teacher of the settings; a local one loads its model. Raises `ModelError` where it cannot."""
+    options = settings.teacher
+    if options.kind == "scripted":
+        return ScriptedTeacher(options.error_rate, options.variation, settings.seed)
+    if options.kind == "server":
+        from fcdpo_utils.teachers.server import ServerTeacher
+
+        chosen = (options.base_url, options.model, options.temperature, options.turn_tokens, options.parallel)
+        return ServerTeacher(*chosen, seed=settings.seed)
+    source = StudentSettings(source=options.model, four_bit=options.four_bit)
+    sampling = Sampling(options.temperature, options.turn_tokens, options.parallel, settings.seed)
+    return LocalTeacher(*load_student(source), sampling)
+
+
+def _rounds(options: TeacherSettings, problems: int) -> list[range]:
+    """Sample numbers in rounds that keep the teacher busy; one round where nothing stops early."""
+    size = -(-options.parallel // max(problems, 1)) if options.enough else options.samples
+    return [range(start, min(start + size, options.samples)) for start in range(0, options.samples, size)]
+
+
+def _has_enough(made: dict[tuple[str, int], Chain], problem_id: str, before: int, enough: int) -> bool:
+    """Whether the samples numbered below `before` hold enough distinct sound and other chains."""
+    chains = [made[problem_id, n] for n in range(before) if (problem_id, n) in made]
+    kinds = [len({chain.steps for chain in chains if chain.sound == kind}) for kind in (True, False)]
+    return enough > 0 and min(kinds) >= enough
 
 
 def _keys(problems: Sequence[Problem], settings: Settings, base: str) -> dict[str, str]:

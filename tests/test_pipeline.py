@@ -202,7 +202,7 @@ def test_the_report_fits_the_window(smoke_run: Path, tmp_path: Path, width: int)
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["run", "--profile", "gpu"], "unknown profile 'gpu'; expected one of cpu, smoke"),
+        (["run", "--profile", "gpu"], "unknown profile 'gpu'; expected one of cpu, paper, smoke, t4"),
         (["run", "--profile", "smoke", "--set", "teacher.sample=8"], "setting teacher.sample: unknown setting"),
         (["run", "--profile", "smoke", "--set", "seed=x"], "setting seed: input should be a valid integer"),
         (["run", "--profile", "smoke", "--set", "seed"], "override 'seed': expected name=value"),
@@ -401,7 +401,7 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
     lines = capfd.readouterr().out.splitlines()
     names = [line[3:21].strip() for line in lines]
     expected = ["python", "packages", "embedded student", "processor", "memory", "disk", "hub", "CPU products", "GPU"]
-    assert names[:9] == expected and names[-2:] == ["profile cpu", "profile smoke"]
+    assert names[:9] == expected and names[-4:] == ["profile cpu", "profile paper", "profile smoke", "profile t4"]
     assert all(line.startswith(("ok ", "NO ")) for line in lines)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fcdpo_utils.agent import Chain, Step, prompt
 from fcdpo_utils.preferences import Block, Preferences, build_preferences, export_rows
 from fcdpo_utils.tasks.arithmetic import Arithmetic
-from fcdpo_utils.teachers import ScriptedTeacher, sample_chains
+from fcdpo_utils.teachers import Job, ScriptedTeacher
 
 
 def chain(problem: str, call: str, solved: bool = False, sound: bool = False) -> Chain:
@@ -192,7 +192,8 @@ def exported() -> tuple[Preferences, list[dict]]:
     """Rows of every augmented pair of real teacher chains."""
     task = Arithmetic()
     problems = task.generate(6, "train", seed=1)
-    chains = [(task.name, s.chain) for s in sample_chains(ScriptedTeacher(), task, problems, 6)]
+    jobs = [Job(task, problem, number) for problem in problems for number in range(6)]
+    chains = [(task.name, ScriptedTeacher().sample(job).chain) for job in jobs]
     preferences = build_preferences(chains)
     prompts = {problem.id: prompt(task, problem) for problem in problems}
     return preferences, list(export_rows(preferences, preferences.augmented_pairs(), prompts))

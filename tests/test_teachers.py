@@ -7,16 +7,34 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils.agent import Limits, run_calls
+from fcdpo_utils.rollout import Sampling
 from fcdpo_utils.tasks.arithmetic import Arithmetic
 from fcdpo_utils.tasks.base import Problem, Task
 from fcdpo_utils.tasks.fol import FirstOrderLogic
-from fcdpo_utils.teachers import COMMON_MISTAKES, Sample, ScriptedTeacher, sample_chains
+from fcdpo_utils.teachers import COMMON_MISTAKES, Job, Sample, ScriptedTeacher
+from fcdpo_utils.teachers.local import LocalTeacher
 
 FOL, ARITHMETIC = FirstOrderLogic(), Arithmetic()
 TOOLSETS = [(task, name) for task in (FOL, ARITHMETIC) for name in task.toolsets]
 MIXED = ScriptedTeacher(error_rate=0.5, variation=0.3, seed=2)
+
+
+def sample_chains(
+    teacher: ScriptedTeacher,
+    task: Task,
+    problems: list[Problem],
+    each: int,
+    toolset: str | None = None,
+    limits: Limits = Limits(),
+) -> list[Sample]:
+    """All chains of a teacher, `each` per problem."""
+    made: list[Sample] = []
+    jobs = [Job(task, problem, number, toolset, limits) for problem in problems for number in range(each)]
+    teacher.run(jobs, made.append)
+    return made
 
 
 @cache
@@ -28,7 +46,7 @@ def problems(task: Task, count: int = 24) -> list[Problem]:
 def samples(
     teacher: ScriptedTeacher, task: Task, each: int = 8, count: int = 24, toolset: str | None = None
 ) -> list[Sample]:
-    return list(sample_chains(teacher, task, problems(task, count), each, toolset))
+    return sample_chains(teacher, task, problems(task, count), each, toolset)
 
 
 # The same again
@@ -36,12 +54,12 @@ def samples(
 
 @pytest.mark.parametrize("task", [FOL, ARITHMETIC], ids=lambda task: task.name)
 def test_the_same_arguments_give_the_same_chains(task: Task) -> None:
-    assert list(sample_chains(MIXED, task, problems(task), 8)) == samples(MIXED, task)
+    assert sample_chains(MIXED, task, problems(task), 8) == samples(MIXED, task)
 
 
 def test_a_chain_does_not_depend_on_what_was_asked_before() -> None:
     expected = samples(MIXED, FOL)[5 * 8 + 3]
-    assert MIXED.sample(FOL, problems(FOL)[5], 3, None, Limits()) == expected
+    assert MIXED.sample(Job(FOL, problems(FOL)[5], 3)) == expected
 
 
 @pytest.mark.parametrize("other", [ScriptedTeacher(0.5, 0.3, seed=3), ScriptedTeacher(0.5, 0.3, seed=0)])
@@ -165,13 +183,18 @@ def test_without_variation_every_correct_chain_is_the_canonical_one(task: Task) 
     assert {len(chains) for chains in gold_chains(task, 0.0).values()} == {1}
 
 
-# Resuming
+# A local model
 
 
-@pytest.mark.parametrize("kept", [0, 1, 17, 24 * 8 - 1, 24 * 8])
-def test_resuming_makes_exactly_the_chains_that_are_missing(kept: int) -> None:
-    made = samples(MIXED, FOL)
-    order = random.Random(kept).sample(range(len(made)), len(made))
-    done = frozenset((made[i].problem.id, made[i].number) for i in order[:kept])
-    missing = [made[i] for i in sorted(order[kept:])]
-    assert list(sample_chains(MIXED, FOL, problems(FOL), 8, done=done)) == missing
+def test_chains_of_a_local_model_do_not_depend_on_batch_size_or_order(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Random weights, sampled: every chain has its own random stream."""
+    jobs = [Job(ARITHMETIC, p, n, limits=Limits(calls=3)) for p in problems(ARITHMETIC, 3) for n in range(3)]
+    found = []
+    for size, order in ((9, jobs), (2, jobs[::-1]), (1, jobs)):
+        made: list[Sample] = []
+        LocalTeacher(tiny_model, tokenizer, Sampling(1.0, 6, size, seed=1)).run(order, made.append)
+        found.append({(s.problem.id, s.number): s.chain for s in made})
+    assert found[0] == found[1] == found[2]
+    assert len({chain.steps for chain in found[0].values()}) == 9

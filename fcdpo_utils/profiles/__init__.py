@@ -35,11 +35,19 @@ class TaskSettings(_Group):
 
 
 class TeacherSettings(_Group):
-    """The scripted teacher."""
+    """Who makes the chains."""
 
-    samples: int = Field(default=4, ge=1, description="chains per training problem")
-    error_rate: float = Field(default=0.5, ge=0, le=1, description="share of chains that get a mistake")
-    variation: float = Field(default=0.3, ge=0, le=1, description="share of correct chains in another order")
+    kind: Literal["scripted", "local", "server"] = "scripted"
+    samples: int = Field(default=4, ge=1, description="chains per training problem, at most")
+    enough: int = Field(default=0, ge=0, description="stop at so many distinct chains of each kind; 0: never")
+    error_rate: float = Field(default=0.5, ge=0, le=1, description="scripted: share of chains that get a mistake")
+    variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
+    model: str = Field(default="embedded", description="local: as student.source; server: the name it serves")
+    four_bit: bool = Field(default=False, description="local: NF4")
+    base_url: str = Field(default="http://localhost:8000/v1", description="server: an OpenAI-compatible endpoint")
+    temperature: float = Field(default=0.7, ge=0, description="local and server")
+    turn_tokens: int = Field(default=128, ge=8, description="local and server: longest message")
+    parallel: int = Field(default=64, ge=1, description="local and server: chains that advance together")
 
 
 class LimitSettings(_Group):

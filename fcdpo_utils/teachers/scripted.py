@@ -1,27 +1,17 @@
-"""Teachers: who proposes the chains that the student learns from.
+"""The scripted teacher, the embedded default, is what its name says: gold chains with typical mistakes.
 
-The scripted teacher is the embedded default, and it is what its name says: gold chains, into which it puts typical
-mistakes at a set rate. It is no language model. Its chains are labelled like anybody's, by running them.
+It is no language model. Its chains are labelled like anybody's, by running them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fcdpo_utils.agent import Chain, Limits, run_calls
+from fcdpo_utils.agent import run_calls
 from fcdpo_utils.tasks.base import Mistake, Problem, Task
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One chain of a teacher: `source` tells how it was made and is never used for its label."""
-
-    problem: Problem
-    number: int
-    source: str
-    chain: Chain
+from fcdpo_utils.teachers.base import Job, Sample
 
 
 def _skipped_step(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
@@ -67,11 +57,16 @@ class ScriptedTeacher:
     variation: float = 0.3
     seed: int = 0
 
-    def sample(self, task: Task, problem: Problem, number: int, toolset: str | None, limits: Limits) -> Sample:
-        """Chain `number` of `problem`; the same arguments give the same chain."""
-        rng = random.Random(f"teacher/{self.seed}/{problem.id}/{number}")
-        source, calls = self._calls(task, problem, number, rng, toolset)
-        return Sample(problem, number, source, run_calls(task, problem, calls, toolset, limits))
+    def run(self, jobs: Sequence[Job], keep: Callable[[Sample], None]) -> None:
+        for job in jobs:
+            keep(self.sample(job))
+
+    def sample(self, job: Job) -> Sample:
+        """One chain; the same job gives the same chain."""
+        rng = random.Random(f"teacher/{self.seed}/{job.problem.id}/{job.number}")
+        source, calls = self._calls(job.task, job.problem, job.number, rng, job.toolset)
+        chain = run_calls(job.task, job.problem, calls, job.toolset, job.limits)
+        return Sample(job.problem, job.number, source, chain)
 
     def _calls(
         self, task: Task, problem: Problem, number: int, rng: random.Random, toolset: str | None
@@ -90,19 +85,3 @@ class ScriptedTeacher:
             if calls is not None:
                 return name, calls
         raise ValueError(f"no mistake applies to {problem.id}")  # unreachable: the common ones always apply
-
-
-def sample_chains(
-    teacher: ScriptedTeacher,
-    task: Task,
-    problems: Sequence[Problem],
-    samples: int,
-    toolset: str | None = None,
-    limits: Limits = Limits(),
-    done: frozenset[tuple[str, int]] = frozenset(),
-) -> Iterator[Sample]:
-    """`samples` chains per problem, in order, leaving out the (problem id, number) that are `done` already."""
-    for problem in problems:
-        for number in range(samples):
-            if (problem.id, number) not in done:
-                yield teacher.sample(task, problem, number, toolset, limits)
