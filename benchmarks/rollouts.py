@@ -1,0 +1,149 @@
+"""Chains per second: our rollouts at batch 64 and at batch 1, and microchain-python's Agent, the paper's engine.
+
+    python benchmarks/rollouts.py [--adapter outputs/cpu/adapter] [--json F]
+
+One process, one model, the same arithmetic problems and functions, greedy decoding. microchain drives transformers'
+`generate` with the whole chat at every step, as its own generators do. Without an adapter the student writes no calls,
+and chains end at their second error (microchain: after its own ten tries).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from microchain import LLM, Agent, Engine, Function
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fcdpo_utils.agent import Chain, Episode, Limits, prompt
+from fcdpo_utils.models import load_student, quiet
+from fcdpo_utils.profiles import StudentSettings
+from fcdpo_utils.rollout import Sampling, rollout
+from fcdpo_utils.tasks import TASKS, Problem
+from fcdpo_utils.tokens import encode_text, render
+
+TASK = TASKS["arithmetic"]
+LIMITS = Limits(calls=24, errors=2)
+TURN_TOKENS = 32
+
+
+def operation(name: str, example: list[float], episode: Episode) -> Function:
+    """A microchain function of two numbers, or one for Answer, that acts on our episode."""
+
+    def two(self: Function, a: float, b: float) -> str:
+        return episode.step(f"{name}({a}, {b})").result
+
+    def one(self: Function, a: float) -> str:
+        return episode.step(f"{name}({a})").result
+
+    call = two if len(example) == 2 else one
+    call.__annotations__ = {"a": float, "b": float} if len(example) == 2 else {"a": float}  # types, not strings
+    return type(name, (Function,), {"description": name, "example_args": example, "__call__": call})()
+
+
+class Stop(Function):
+    """Ends microchain's loop."""
+
+    description = "Stop"
+    example_args: list[str] = []
+
+    def __call__(self) -> str:
+        self.engine.stop()
+        return "Stopped"
+
+
+def microchain_chain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Chain:
+    """One chain by microchain's Agent."""
+    episode, engine = Episode(TASK, problem, None, LIMITS), Engine()
+    for name in ("Sum", "Subtract", "Multiply", "Divide"):
+        engine.register(operation(name, [6, 2], episode))
+    engine.register(operation("Answer", [4], episode))
+    engine.register(Stop())
+
+    def generate(text: str, stop: Any = None) -> str:
+        ids = torch.tensor([encode_text(tokenizer, text)], device=model.device)
+        options = {"max_new_tokens": TURN_TOKENS, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        reply = model.generate(ids, pad_token_id=tokenizer.pad_token_id, **options)[0, ids.shape[1] :]
+        return tokenizer.decode(reply, skip_special_tokens=True)
+
+    agent = Agent(llm=LLM(generator=generate, templates=[lambda chat: render(tokenizer, chat, True)]), engine=engine)
+    assert engine.help  # microchain insists on it
+    agent.prompt = prompt(TASK, problem)[0]["content"]
+    agent.run(iterations=LIMITS.calls)
+    if agent.do_stop:
+        episode.step("Stop()")
+    return episode.chain()
+
+
+def ours(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], batch: int
+) -> list[Chain]:
+    episodes = [Episode(TASK, problem, None, LIMITS) for problem in problems]
+    return rollout(model, tokenizer, episodes, Sampling(0.0, TURN_TOKENS, batch))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--problems", type=int, default=64, help="for the batch; the slow ones get the first eighth")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_rollouts.json"))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    model, tokenizer = load_student(StudentSettings(), adapter=options.adapter)
+    problems = TASK.generate(options.problems, "test", 0, levels=(2, 3, 4, 5))
+    few = problems[: max(1, options.problems // 8)]
+    work = {
+        "batch_64": (problems, lambda: ours(model, tokenizer, problems, 64)),
+        "batch_1": (few, lambda: ours(model, tokenizer, few, 1)),
+        "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
+    }
+    rates, chains = {}, {}
+    with quiet(), torch.inference_mode():
+        ours(model, tokenizer, few[:2], 2)  # warm up
+        for name, (asked, run) in work.items():
+            started = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):
+                chains[name] = run()
+            rates[name] = round(len(asked) / (time.perf_counter() - started), 4)
+            print(
+                f"{name}: {rates[name]} chains/s, {sum(c.sound for c in chains[name])} of {len(asked)} sound",
+                flush=True,
+            )
+    same = sum(a.steps == b.steps for a, b in zip(chains["microchain"], chains["batch_64"], strict=False))
+    report = {
+        "ratio_vs_microchain": round(rates["batch_64"] / rates["microchain"], 1),
+        "ratio_vs_batch_1": round(rates["batch_64"] / rates["batch_1"], 1),
+        "chains_per_second": rates,
+        "same_chains_as_microchain": f"{same} of {len(few)}",
+        "device": f"{torch.get_num_threads()} CPU cores, {model.dtype}"
+        if model.device.type == "cpu"
+        else str(model.device),
+    }
+    print(json.dumps(report))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    plot(rates, options.json.with_suffix(".png"))
+
+
+def plot(rates: dict[str, float], path: Path) -> None:
+    """Chains per second of each."""
+    figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
+    labels = {"batch_64": "rollouts, batch 64", "batch_1": "rollouts, batch 1", "microchain": "microchain's Agent"}
+    bars = axes.barh([labels[name] for name in rates], list(rates.values()), color=["#f58518", "#f7b267", "#9aa0a6"])
+    axes.bar_label(bars, padding=3)
+    axes.invert_yaxis()
+    axes.set(xlabel="chains per second", xscale="log")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
