@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 FCDPO := $(VENV)/bin/fcdpo
-GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(abspath $(GSM8K))"}
+GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
 GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
 
 .PHONY: demo test clean

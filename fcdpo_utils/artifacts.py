@@ -15,11 +15,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils import store
-from fcdpo_utils.agent import Chain, Episode, Limits, prompt
+from fcdpo_utils.agent import Chain, Episode, Limits, prompt, run_calls
 from fcdpo_utils.dpo import Progress
 from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
 from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
+from fcdpo_utils.provenance import code_digest
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
 from fcdpo_utils.teachers import Job, Sample, ScriptedTeacher, Teacher
@@ -51,17 +52,25 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     moved to a file beside it, never deleted. With `teacher.enough`, a problem gets no more samples once it has so many
     distinct chains of each kind; that depends on its lower-numbered samples alone, so a resumed run decides the same.
     """
-    options = settings.teacher
+    options, code = settings.teacher, code_digest()
     made_by = options.model_dump(exclude={"samples", "enough", "parallel", "base_url"})
+    if options.kind == "scripted":
+        made_by["code"] = code  # remaking its chains costs nothing; those of models are run again instead
     keys = _keys(problems, settings, store.dump([made_by, settings.limits.model_dump(), settings.seed]))
-    kept = _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]) and r["number"] < options.samples)
+    by_id = {problem.id: problem for problem in problems}
+
+    def is_current(record: store.Record) -> bool:
+        wanted = record["key"] == keys.get(record["problem_id"]) and record["number"] < options.samples
+        return wanted and (record["code"] == code or _runs_the_same(record, by_id[record["problem_id"]], settings))
+
+    kept = _keep(path, is_current)
     made = {(record["problem_id"], record["number"]): Chain.from_record(record) for record in kept}
     missing = [p.id for p in problems if any((p.id, n) not in made for n in range(options.samples))]
     teacher = build_teacher(settings) if missing else None
 
     def keep(sample: Sample) -> None:
         made[sample.problem.id, sample.number] = sample.chain
-        extra = {"task": sample.problem.task, "key": keys[sample.problem.id]}
+        extra = {"task": sample.problem.task, "key": keys[sample.problem.id], "code": code}
         store.append(path, [sample.chain.record(number=sample.number, source=sample.source, **extra)])
         progress(len(made), len(problems) * options.samples)
 
@@ -75,6 +84,19 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         ]
         if jobs:
             teacher.run(jobs, keep)
+
+
+def _runs_the_same(record: store.Record, problem: Problem, settings: Settings) -> bool:
+    """Whether this code, other than the one that made a chain, still gives its calls the same results and label."""
+    chain = Chain.from_record(record)
+    again = run_calls(
+        TASKS[problem.task],
+        problem,
+        [step.call for step in chain.steps],
+        toolset_of(settings, problem),
+        limits_of(settings),
+    )
+    return again == chain
 
 
 def build_teacher(settings: Settings) -> Teacher:
@@ -166,11 +188,11 @@ def training_blocks(preferences: Preferences, settings: Settings) -> list[Block]
 
 
 def training_identity(run_dir: Path, settings: Settings) -> str:
-    """A short digest of all that a training run depends on: data, student, settings and seed."""
+    """A short digest of all that a training run depends on: code, data, student, settings and seed."""
     files = ("completions.jsonl", "blocks.jsonl", "preferences_augmented.jsonl")  # the last one holds the prompts
     data = [store.file_digest(run_dir / name) for name in files]
     parts = (settings.student, settings.preferences, settings.training)
-    return store.digest(*data, *(part.model_dump_json() for part in parts), str(settings.seed))[:12]
+    return store.digest(code_digest(), *data, *(part.model_dump_json() for part in parts), str(settings.seed))[:12]
 
 
 def tokenise(
@@ -193,7 +215,7 @@ def evaluate_student(
 
     `identity` names the student and how it decodes; chains of another one, or of other problems, are moved aside.
     """
-    keys = _keys(problems, settings, identity)
+    keys = _keys(problems, settings, identity + code_digest())
     kept = {r["problem_id"]: r for r in _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]))}
     missing = [p for p in problems if p.id not in kept]
 

@@ -16,6 +16,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -487,7 +488,11 @@ def float32_adapters(model: nn.Module) -> None:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint in `folder`; one that a kill left half-written is passed over."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    complete = []
+    for path in folder.glob("checkpoint-*/trainer_state.json"):  # written last
+        with suppress(ValueError):
+            json.loads(path.read_text(encoding="utf-8"))
+            complete.append(path.parent)
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 

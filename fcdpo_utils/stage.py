@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import resource
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +19,8 @@ from typing import IO, Any
 
 from fcdpo_utils import store
 from fcdpo_utils.profiles import Settings, SettingsError, load_settings
+from fcdpo_utils.provenance import ROOT
 
-ROOT = Path(__file__).parents[1]
 PARAMETERS = ("profile", "run_dir", "overrides")
 RUN_TOKEN = "FCDPO_RUN"  # environment variable: which run a kernel belongs to
 _ORPHAN_SECONDS = 60  # how long a stage waits for the kernel of a killed run to end
@@ -120,15 +119,6 @@ def _refuse_unknown_parameters() -> None:
                 names = [node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)]
                 for name in sorted(set(names) - set(PARAMETERS)):
                     raise SettingsError(f"unknown parameter {name!r}; expected one of {', '.join(PARAMETERS)}")
-
-
-def commit() -> str:
-    """The commit of the checkout, with "-dirty" where it has changes; "unknown" without git."""
-    try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def format_seconds(seconds: float) -> str:

@@ -74,10 +74,10 @@ CODE = [
     ),
     ("intervals too narrow", "evaluation.py", "/ (4 * trials**2)", "/ (8 * trials**2)", "test_evaluation.py", "wilson"),
     (
-        "a notebook that ends early counts as done",
+        "a killed kernel counts as done",
         "pipeline/runner.py",
-        "if not record.exists() or",
-        "if False and",
+        "if exit_code != 0:",
+        "if False:",
         "test_pipeline.py",
         "does_not_finish",
     ),
@@ -106,19 +106,35 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_defect_in_the_code_fails_a_test(
     defect: str, module: str, text: str, other: str, tests: str, names: str, tmp_path: Path
 ) -> None:
-    for part in ("fcdpo_utils", "tests", "notebooks", "pyproject.toml"):
-        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tmp_path / part)
-    path = tmp_path / "fcdpo_utils" / module
+    path = copy_of_the_checkout(tmp_path) / "fcdpo_utils" / module
     source = path.read_text(encoding="utf-8")
     assert text in source, f"{module} has changed; plant the defect anew"
     path.write_text(source.replace(text, other), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{tests}", "-k", names]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FCDPO_CACHE": str(ROOT / ".cache")}
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run([*command, "-m", "not slow"], check=False, **options)
+    done = run_tests(tmp_path, [tests], names)
     assert done.returncode == 1, done.stdout[-2000:]  # 1: tests ran and failed
     failed = next(line for line in done.stdout.splitlines() if line.startswith("FAILED"))
     CAUGHT.append((defect, "make test: " + failed.split("::")[1].split(" - ")[0]))
+
+
+@pytest.mark.slow
+def test_without_a_defect_these_tests_pass_in_a_copy(tmp_path: Path) -> None:
+    """So that a failure above is the defect's."""
+    names = " or ".join(sorted({row[5] for row in CODE if row[4] != "test_dpo.py"}))
+    done = run_tests(copy_of_the_checkout(tmp_path), sorted({row[4] for row in CODE if row[4] != "test_dpo.py"}), names)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def copy_of_the_checkout(folder: Path) -> Path:
+    for part in ("fcdpo_utils", "tests", "notebooks", "pyproject.toml"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, folder / part)
+    return folder
+
+
+def run_tests(folder: Path, files: list[str], names: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", names]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "FCDPO_CACHE": str(ROOT / ".cache")}
+    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "check": False}
+    return subprocess.run([*command, *(f"tests/{name}" for name in files)], **options)
 
 
 def truncate(run: Path) -> None:
@@ -148,6 +164,13 @@ def stale_chains(run: Path) -> None:
 def stale_record(run: Path) -> None:
     record = store.read_json(run / "04_record.json")
     store.write_json(run / "04_record.json", record | {"run": "another"})
+
+
+def other_settings(run: Path) -> None:
+    """The manifest says that another learning rate was used than stage 04 saw."""
+    made = manifest.load(run)
+    made["settings"]["training"]["learning_rate"] = 1.0
+    manifest.save(run, made)
 
 
 def killed_kernel(run: Path) -> None:
@@ -188,6 +211,7 @@ RUNS = [
     ("other problems than the baseline's", other_problems, "artifacts.problems.jsonl"),
     ("chains of another evaluation", stale_chains, "05_evaluation_and_plots: artifacts"),
     ("a record of another run", stale_record, "04_student_training: record of run"),
+    ("settings of another run", other_settings, "04_student_training: settings"),
     ("a kernel that was killed", killed_kernel, "05_evaluation_and_plots: papermill exit"),
     ("a loss that got worse", metric("training", "loss_end", value=9.0), "training.loss_end"),
     ("a margin of the wrong sign", metric("training", "margin_end", value=-3.0), "training.margin_end"),

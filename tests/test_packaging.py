@@ -17,8 +17,8 @@ from fcdpo_utils.profiles import load_settings
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "profiles calls functions tokens trees tasks agent rollout teachers store preferences models dpo evaluation "
-    "artifacts plots stage pipeline"
+    "profiles store provenance calls functions tokens trees tasks agent rollout teachers "
+    "preferences models dpo evaluation artifacts plots stage pipeline"
 ).split()
 
 
@@ -98,6 +98,7 @@ def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> Non
         overrides = [word for flag, word in pairwise(words) if flag == "--set"]
         settings = load_settings(words[words.index("--profile") + 1], overrides)
         assert ("gsm8k" in settings.tasks) == (len(arguments) > 1)
+        assert len(arguments) == 1 or settings.tasks["gsm8k"].path == str(ROOT / "a file.jsonl")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)

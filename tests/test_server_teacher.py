@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -54,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "empty":
             choice["message"]["content"] = ""
         if fault == "length":
-            choice["finish_reason"] = "length"
+            choice["finish_reason"], choice["message"]["content"] = "length", call[:-2]
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
         if fault == "no choices":
             body["choices"] = []
@@ -77,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.requests, running.faults, running.say = [], iter(()), None
     running.daemon_threads = True
@@ -90,7 +94,7 @@ def url(server: ThreadingHTTPServer) -> str:
 
 
 def teacher_of(server: ThreadingHTTPServer, **options: object) -> ServerTeacher:
-    return ServerTeacher(url(server), "a-model", **{"timeout": 1.0, "first_wait": 0.01, "attempts": 12, **options})
+    return ServerTeacher(url(server), "a-model", **{"timeout": 20.0, "first_wait": 0.01, "attempts": 12, **options})
 
 
 def run(teacher: ServerTeacher, each: int = 2) -> dict[tuple[str, int], Sample]:
@@ -121,7 +125,7 @@ def test_faults_are_retried_and_never_become_an_answer(server: ThreadingHTTPServ
     """Three of ten requests go wrong, in every way there is."""
     rng = random.Random(5)
     server.faults = iter([rng.choice(FAULTS) if rng.random() < 0.3 else None for _ in range(2000)])
-    made = run(teacher_of(server), each=4)
+    made = run(teacher_of(server, timeout=1.0), each=4)
     assert len(made) == 32 and all(s.chain == gold_chain(s) for s in made.values())
     assert "transport" not in str([s.chain for s in made.values()])
 
@@ -129,40 +133,87 @@ def test_faults_are_retried_and_never_become_an_answer(server: ThreadingHTTPServ
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_alone_is_survived(server: ThreadingHTTPServer, fault: str) -> None:
     server.faults = iter([fault])
-    assert all(s.chain.sound for s in run(teacher_of(server), each=1).values())
+    teacher = teacher_of(server, timeout=1.0 if fault == "stall" else 20.0)
+    assert all(s.chain.sound for s in run(teacher, each=1).values())
 
 
-def test_an_answer_cut_for_length_ends_its_chain_and_is_not_judged(server: ThreadingHTTPServer) -> None:
+def test_an_answer_cut_for_length_is_judged_as_it_is(server: ThreadingHTTPServer) -> None:
     server.faults = iter(["length"])
-    chains = [s.chain for s in run(teacher_of(server, parallel=1), each=1).values()]
-    assert [c.outcome for c in chains if not c.sound] == ["too_long"] and not chains[0].steps
+    (chain,) = [s.chain for s in run(teacher_of(server, parallel=1), each=1).values() if not s.chain.sound]
+    assert chain.steps[0].error == "syntax"
+
+
+def test_a_model_that_says_nothing_gets_an_empty_turn(server: ThreadingHTTPServer) -> None:
+    server.faults = iter(["empty"] * 3)
+    made = run(teacher_of(server, parallel=1, attempts=3), each=1)
+    (chain,) = [s.chain for s in made.values() if not s.chain.sound]
+    assert len(made) == 8 and chain.steps[0].call == "" and chain.steps[0].error
+    assert len({request["seed"] for request, _ in server.requests[:3]}) == 3
+
+
+def test_a_chat_that_outgrows_the_context_ends_its_chain_only(server: ThreadingHTTPServer) -> None:
+    server.faults = iter([None, "400"])
+    made = run(teacher_of(server, parallel=1), each=1)
+    (chain,) = [s.chain for s in made.values() if not s.chain.sound]
+    assert len(made) == 8 and chain.outcome == "too_long" and len(chain.steps) == 1
+
+
+def test_an_error_of_the_store_comes_out_as_it_is(server: ThreadingHTTPServer) -> None:
+    def full(sample: Sample) -> None:
+        raise store.StoreError("cannot use chains.jsonl: no space left on device")
+
+    jobs = [Job(TASK, problem, 0) for problem in PROBLEMS]
+    with pytest.raises(store.StoreError, match="no space left"):
+        teacher_of(server).run(jobs, full)
+
+
+def test_an_interrupt_stops_the_requests(server: ThreadingHTTPServer) -> None:
+    """Ctrl-C, or the stop button of a notebook cell."""
+    made: list[Sample] = []
+
+    def keep(sample: Sample) -> None:
+        made.append(sample)
+        if len(made) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    jobs = [Job(TASK, problem, number) for problem in PROBLEMS for number in range(100)]
+    with pytest.raises(KeyboardInterrupt):
+        teacher_of(server, parallel=2).run(jobs, keep)
+    assert len(made) < 400
 
 
 @pytest.mark.parametrize(
     "status, line",
     [
-        ("400", "check teacher.model and its context length"),
+        ("400", "the server refuses the request; check teacher.model"),
+        ("405", "check teacher.base_url and teacher.model"),
         ("401", "the key is not accepted; set OPENAI_API_KEY"),
         ("403", "the key may not use this model"),
         ("404", "no such model or path; check teacher.model and that teacher.base_url ends in /v1"),
     ],
 )
 def test_a_refusal_stops_at_once_with_one_line(server: ThreadingHTTPServer, status: str, line: str) -> None:
-    server.faults = iter([None, None, None, status])
+    server.faults = iter([None] * len(GOLD[PROBLEMS[0].question]) + [status])
     with pytest.raises(TeacherError) as error:
         run(teacher_of(server, parallel=1))
     text = str(error.value)
-    assert line in text and "\n" not in text and KEY not in text and len(server.requests) == 4
+    assert line in text and "\n" not in text and KEY not in text
+    assert len(server.requests) == len(GOLD[PROBLEMS[0].question]) + 1
 
 
 def test_a_dead_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = ServerTeacher("http://127.0.0.1:9/v1", "a-model", attempts=2, first_wait=0.01)
     with pytest.raises(TeacherError) as error:
         run(teacher, each=1)
-    assert str(error.value) == (
-        "8 of 8 chains could not be made (last of 2 attempts: APIConnectionError); "
-        "those that were are kept, run again for the rest"
-    )
+    reason = "(last of 2 attempts: APIConnectionError); is the server up?"
+    assert str(error.value) == f"http://127.0.0.1:9/v1 does not answer {reason}"
+
+
+def test_chains_that_fail_later_are_counted(server: ThreadingHTTPServer) -> None:
+    server.faults = iter([None] * len(GOLD[PROBLEMS[0].question]) + ["500"] * 2)
+    with pytest.raises(TeacherError) as error:
+        run(teacher_of(server, parallel=1, attempts=2), each=1)
+    assert str(error.value).startswith("1 of 8 chains could not be made (last of 2 attempts: status 500); those that")
 
 
 def test_retry_after_is_obeyed(server: ThreadingHTTPServer) -> None:
@@ -182,7 +233,7 @@ def settings_of(server: ThreadingHTTPServer, *more: str):
 
 def test_a_broken_run_makes_only_what_is_missing(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     settings, path = settings_of(server, "teacher.samples=3"), tmp_path / "chains.jsonl"
-    server.faults = iter([None] * 30 + ["401"])
+    server.faults = iter([None] * 60 + ["401"])
     with pytest.raises(TeacherError):
         make_chains(path, PROBLEMS, settings, lambda done, total: None)
     path.write_bytes(path.read_bytes()[:-30])  # killed while it wrote

@@ -16,7 +16,8 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.pipeline import manifest
-from fcdpo_utils.stage import ROOT, record_path
+from fcdpo_utils.provenance import ROOT
+from fcdpo_utils.stage import record_path
 
 # What `update` writes down: (metric, direction, tolerance). Pure Python makes the same bytes everywhere; what the
 # student computes may differ between machines in the last digits, and training amplifies that.
@@ -71,7 +72,8 @@ def check(run_dir: Path, baseline: Path) -> list[Row]:
 
 def integrity(run_dir: Path) -> Iterable[Row]:
     """Every stage ended well in the run that the manifest names, and its artifacts are what it left."""
-    stages = manifest.load(run_dir).get("stages", {})
+    made = manifest.load(run_dir)
+    stages, settings = made.get("stages", {}), made.get("settings", {})
     for spec in manifest.STAGES:
         entry = stages.get(spec.name, {})
         yield _exact(f"{spec.name}: papermill exit", 0, entry.get("papermill_exit"))
@@ -87,6 +89,14 @@ def integrity(run_dir: Path) -> Iterable[Row]:
         stale = sorted(name for name, value in now.items() if read.get(name) != value)
         state = f"{stale[0]} altered since" if stale else "as read"
         yield Row(f"{spec.name}: inputs", "as read", state, "exact", not stale)
+        depends_on = entry.get("depends_on", {})
+        others = [
+            name
+            for name in spec.settings
+            if depends_on.get(f"settings of {name}") != manifest.setting_digest(settings.get(name))
+        ]
+        state = f"{others[0]} of another run" if others else "the run's"
+        yield Row(f"{spec.name}: settings", "the run's", state, "exact", not others)
 
 
 def _exact(name: str, expected: Any, got: Any) -> Row:

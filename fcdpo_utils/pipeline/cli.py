@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as teacher.samples=8")
     run.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
     which = run.add_mutually_exclusive_group()
-    which.add_argument("--only", default="", metavar="NN", help="run this stage alone, up to date or not")
+    which.add_argument("--only", default="", metavar="NN", help="run this stage alone, even if up to date")
     which.add_argument("--from", dest="start", default="", metavar="NN", help="run this stage and those after it")
     run.add_argument("--cell-timeout", type=int, default=0, metavar="S", help="seconds that one cell may take; 0: any")
     check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails")
@@ -60,8 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     choice = {"only": options.only, "start": options.start, "cell_timeout": options.cell_timeout}
     folder = runner.run(options.profile, options.set, options.run_dir, **choice)
-    if (folder / "metrics.json").exists():
-        print(runner.results_table(folder))
+    print(f"results: {folder}" if options.only else runner.results_table(folder))
     return 0
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 
 from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.profiles import PROFILES, load_settings
-from fcdpo_utils.stage import ROOT
+from fcdpo_utils.provenance import ROOT, machine
 
 DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
 
@@ -35,7 +35,7 @@ def examine() -> Iterator[Finding]:
     version = sys.version.split()[0]
     yield Finding("python", f"{version}, needs 3.11 or newer", sys.version_info >= (3, 11))
     yield from _packages()
-    here = manifest.machine()
+    here = machine()
     yield Finding("processor", f"{here['cpu']}, {here['cores']} cores")
     memory = here["memory_gib"]
     yield Finding("memory", f"{memory} GiB, the profile cpu needs 8", memory >= 7)

@@ -6,9 +6,7 @@ are what they were when it last succeeded. Knows contents by their SHA-256 and n
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.profiles import Settings
-from fcdpo_utils.stage import ROOT, commit
+from fcdpo_utils.provenance import ROOT, code_digest, commit, folder_state, machine, package_versions
+from fcdpo_utils.stage import record_path
 
 NAME = "manifest.json"
 NOTEBOOKS = ROOT / "notebooks"
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "papermill", "ipykernel")
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ STAGES = (
 )
 
 
-def new(settings: Settings) -> dict[str, Any]:
-    """The head of a manifest: everything but the stages."""
+def head(settings: Settings) -> dict[str, Any]:
+    """What a run is made of: everything in a manifest but its stages."""
     version = commit()
     return {
         "commit": version.removesuffix("-dirty"),
@@ -78,26 +76,6 @@ def new(settings: Settings) -> dict[str, Any]:
         "packages": package_versions(),
         "machine": machine(),
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores that this process may use, the memory, and NVIDIA GPUs by their driver's files."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpus = [_field(path, "Model:") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    cpu = _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
-    return {"cpu": cpu, "cores": cores, "memory_gib": round(memory, 1), "gpus": gpus, "system": platform.platform()}
-
-
-def _field(path: Path, name: str) -> str:
-    """The value of a "name : value" line in one of the kernel's files."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def load(run_dir: Path) -> dict[str, Any]:
@@ -132,13 +110,20 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
     parts = {
         "notebook": store.digest(*(source_of(cell) for cell in notebook["cells"])),
         "code": code_digest(),
-        "packages": store.digest(store.dump(package_versions())),
-        **{f"settings of {name}": store.digest(store.dump(values[name])) for name in spec.settings},
+        **{f"settings of {name}": setting_digest(values[name]) for name in spec.settings},
         **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
     }
     if spec.name == STAGES[0].name:
-        parts |= {f"input {path}": store.file_digest(Path(path)) for path in files}
+        parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
+    for group, source in (("student", settings.student.source), ("teacher", settings.teacher.model)):
+        if group in spec.settings and Path(source).is_dir():
+            parts[f"folder {source}"] = folder_state(Path(source))
     return parts
+
+
+def setting_digest(value: Any) -> str:
+    """Of one group of settings."""
+    return store.digest(store.dump(value))
 
 
 def source_of(cell: dict[str, Any]) -> str:
@@ -146,19 +131,14 @@ def source_of(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
-def code_digest() -> str:
-    """Of all modules that notebooks can import; the runner around them changes no result."""
-    package = ROOT / "fcdpo_utils"
-    own = Path(__file__).parent
-    files = sorted(path for path in package.rglob("*.py") if own not in path.parents)
-    return store.digest(*(f"{path.relative_to(package)} {store.file_digest(path)}" for path in files))
-
-
 def changes(spec: StageSpec, settings: Settings, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
     """Why a stage has to run: empty when it is up to date, else what is new, in words."""
-    entry = manifest.get("stages", {}).get(spec.name)
-    if not entry or entry.get("papermill_exit") != 0:
+    entry = manifest.get("stages", {}).get(spec.name, {})
+    record = record_path(run_dir, spec.name)
+    if entry.get("papermill_exit") != 0 or not entry.keys() >= {"depends_on", "outputs"}:
         return ["not finished yet"]
+    if not record.exists() or store.read_json(record).get("run") != entry["run"]:
+        return ["run by hand since"]
     now, before = fingerprint(spec, settings, run_dir), entry["depends_on"]
     changed = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
     outputs = digests(run_dir, (*spec.outputs, executed(spec)))

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fcdpo_utils import store
 from fcdpo_utils.agent import Chain
-from fcdpo_utils.pipeline import manifest
+from fcdpo_utils.pipeline import baselines, manifest
 from fcdpo_utils.stage import format_seconds
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -30,6 +30,8 @@ def write(run_dir: Path) -> Path:
     """Write `report.html` into a finished run; returns its path. Raises StoreError where the run is not finished."""
     metrics = store.read_json(store.require(run_dir / "metrics.json", "05"))
     store.require(run_dir / manifest.NAME, "fcdpo run")
+    if broken := next((row for row in baselines.integrity(run_dir) if not row.passed), None):
+        raise store.StoreError(f"no report of a run that is not whole: {broken.name} is {broken.got}; run it again")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "duration": format_seconds}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

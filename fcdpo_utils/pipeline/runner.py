@@ -24,7 +24,8 @@ from fcdpo_utils import store
 from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.pipeline.manifest import StageSpec
 from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.stage import PARAMETERS, ROOT, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
+from fcdpo_utils.provenance import ROOT
+from fcdpo_utils.stage import PARAMETERS, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts; page faults cost much time
 _SILENCE_SECONDS = 20  # how often a status line is printed where the output is no terminal
@@ -44,8 +45,9 @@ def run(
 ) -> Path:
     """Bring every stage up to date; returns the run directory.
 
-    `only` and `start` are numbers such as "04": run just that stage, or that one and all after it, whether they are
-    up to date or not; the stages before must be. `cell_timeout`: seconds, 0 for none. Raises `StageError`,
+    `only` and `start` are numbers such as "04": run just that stage, or that one and all after it, even where they
+    are up to date (chains, checkpoints and references that are stored by content serve again); the stages before
+    must be up to date. `cell_timeout`: seconds, 0 for none. Raises `StageError`,
     `SettingsError` or `StoreError`.
     """
     settings = load_settings(profile, overrides)
@@ -54,6 +56,7 @@ def run(
     for spec in specs:
         check_notebook(manifest.NOTEBOOKS / f"{spec.name}.ipynb")
     folder, token = open_run_dir(profile, str(run_dir or "")), uuid.uuid4().hex
+    head = manifest.head(settings)
     with lock(folder / "run.lock"):
         (folder / "notebooks").mkdir(exist_ok=True)
         for index, spec in enumerate(specs):
@@ -65,7 +68,7 @@ def run(
             if not reasons and not ((only or start) and index >= first):
                 _say(f"[{index + 1}/{len(specs)}] {spec.name}: up to date, skipped", final=True)
                 continue
-            _make(spec, index, settings, folder, token, overrides, cell_timeout)
+            _make(spec, index, settings, head, folder, token, overrides, cell_timeout)
     return folder
 
 
@@ -79,7 +82,7 @@ def _index(number: str) -> int:
 
 
 def check_notebook(path: Path) -> None:
-    """One tagged cell that assigns plain literals to the parameters, and no kernel but Python's; else StageError.
+    """One tagged cell that assigns plain literals to the parameters; else StageError.
 
     papermill injects its values after that cell, or on top where there is none; a value derived inside it stays stale.
     """
@@ -101,49 +104,44 @@ def _make(
     spec: StageSpec,
     index: int,
     settings: Settings,
+    head: dict,
     folder: Path,
     token: str,
     overrides: Sequence[str],
     cell_timeout: int,
 ) -> None:
     """Run one stage and write down in the manifest what it depended on, what it made, and how it ended."""
-    total, later = len(manifest.STAGES), sum(settings.expected_minutes[index + 1 :]) * 60
-    before = manifest.load(folder).get("stages", {})
-    attempts = before.get(spec.name, {}).get("attempts", 0) + 1 if _unfinished(before.get(spec.name)) else 1
-    entry = {"papermill_exit": None, "run": token, "attempts": attempts}
-    _write(folder, settings, before | {spec.name: entry})
+    stages = manifest.load(folder).get("stages", {})
+    before = stages.get(spec.name, {})
+    attempts = before.get("attempts", 0) + 1 if before.get("papermill_exit") != 0 else 1
+    entry = {"papermill_exit": None, "run": token, "attempts": attempts, "commit": head["commit"]}
+    stages[spec.name] = entry
+    manifest.save(folder, head | {"stages": stages})
     depends_on = manifest.fingerprint(spec, settings, folder)
-    started = time.monotonic()
+    for figure in (path for pattern in spec.outputs if pattern.endswith(".png") for path in folder.glob(pattern)):
+        figure.unlink()  # of tasks that this run may not have
+    started, later = time.monotonic(), sum(settings.expected_minutes[index + 1 :]) * 60
+    exit_code = _papermill(spec, index, settings, folder, token, overrides, cell_timeout, later)
+    seconds = round(time.monotonic() - started, 1)
     try:
-        entry["papermill_exit"] = _papermill(spec, index, settings, folder, token, overrides, cell_timeout, later)
-        _require_success(spec, folder, token, entry["papermill_exit"])
-        seconds = round(time.monotonic() - started, 1)
-        peak = store.read_json(record_path(folder, spec.name))["peak_gib"]
-        entry |= {"seconds": seconds, "peak_gib": peak, "depends_on": depends_on}
-        stages = before | {spec.name: entry}
-        if spec.name == manifest.STAGES[-1].name:
-            _add_times(folder, stages)
-        entry["outputs"] = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
+        _require_success(spec, folder, token, exit_code)
     except StageError:
-        entry["papermill_exit"] = entry["papermill_exit"] or 1  # a green exit without a record is not one
+        entry["papermill_exit"] = exit_code or 1  # a green exit without a record is not one
+        manifest.save(folder, head | {"stages": stages})
         raise
-    finally:
-        _write(folder, settings, before | {spec.name: entry})
-    _say(f"[{index + 1}/{total}] {spec.name} done in {format_seconds(seconds)}", final=True)
-
-
-def _unfinished(entry: dict | None) -> bool:
-    return entry is not None and entry.get("papermill_exit") != 0
-
-
-def _write(folder: Path, settings: Settings, stages: dict) -> None:
-    manifest.save(folder, manifest.new(settings) | {"stages": stages})
+    entry |= {"seconds": seconds, "peak_gib": store.read_json(record_path(folder, spec.name))["peak_gib"]}
+    if spec.name == manifest.STAGES[-1].name:
+        _add_times(folder, stages)
+    outputs = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
+    entry |= {"papermill_exit": exit_code, "depends_on": depends_on, "outputs": outputs}
+    manifest.save(folder, head | {"stages": stages})
+    _say(f"[{index + 1}/{len(manifest.STAGES)}] {spec.name} done in {format_seconds(seconds)}", final=True)
 
 
 def _add_times(folder: Path, stages: dict[str, dict]) -> None:
-    """Time and peak memory of every stage, into the metrics."""
-    metrics = store.read_json(folder / "metrics.json")
-    metrics["stages"] = {name: {key: entry[key] for key in ("seconds", "peak_gib")} for name, entry in stages.items()}
+    """Time and peak memory of every stage, into the metrics; those of the last of several attempts."""
+    metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
+    metrics["stages"] = {name: {key: entry[key] for key in names} for name, entry in stages.items()}
     store.write_json(folder / "metrics.json", metrics)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PROFILES = Path(__file__).parent
 
@@ -31,7 +31,13 @@ class TaskSettings(_Group):
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(description="difficulty levels, taken in turn")
     toolset: str | None = Field(default=None, description="None is the task's default toolset")
-    path: str | None = Field(default=None, description="a JSONL file of GSM8K's form, for the task gsm8k")
+    path: str | None = Field(default=None, description="a JSONL file of GSM8K's form; relative to the checkout")
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        """Notebooks and the command that runs them work in different folders."""
+        return None if path is None else str(PROFILES.parents[1] / path)
 
 
 class TeacherSettings(_Group):
