@@ -104,8 +104,10 @@ def test_an_override_can_set_what_the_profile_leaves_to_its_default() -> None:
 
 
 def test_an_override_can_add_a_task() -> None:
-    settings = load_settings("smoke", ["tasks.gsm8k={train: 5, test: 3, levels: [2], path: a=b.jsonl}"])
-    assert settings.tasks["gsm8k"].path == "a=b.jsonl"
+    settings = load_settings("smoke", ["tasks.gsm8k={train: 5, test: 3, levels: [2], path: /a=b.jsonl}"])
+    assert settings.tasks["gsm8k"].path == "/a=b.jsonl"
+    relative = load_settings("smoke", ["tasks.gsm8k={train: 5, test: 3, levels: [2], path: a.jsonl}"])
+    assert relative.tasks["gsm8k"].path == str(Path(__file__).parents[1] / "a.jsonl")
 
 
 def test_an_override_of_one_load_does_not_reach_the_next() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.isdigit():
             self.send("transport text", int(fault), {"Retry-After": "0.05"} if fault == "429" else {})
         elif fault == "drop":
-            self.connection.close()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
         elif fault == "stall":
             time.sleep(1.5)
             self.close_connection = True
