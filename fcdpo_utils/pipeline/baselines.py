@@ -19,8 +19,9 @@ from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.provenance import ROOT
 from fcdpo_utils.stage import record_path
 
-# What `update` writes down: (metric, direction, tolerance, and what it grows by per unit of the metric). Pure Python makes the same bytes everywhere; what the
-# student computes may differ between machines in the last digits, and training amplifies that.
+# What `update` writes down: (metric, direction, tolerance, and what it grows by per unit of the metric). Pure Python
+# makes the same bytes everywhere; what the student computes may differ between machines in the last digits, and
+# training amplifies that.
 RULES = (
     ("dataset.*", "exact", 0, 0),
     ("tasks.*.n", "exact", 0, 0),
