@@ -62,7 +62,7 @@ CODE = [
         "sound = solved and clean and",
         "sound = solved and",
         "test_agent.py",
-        "sound",
+        "labelled",
     ),
     (
         "references of another model reused",
