@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+, git and make:
 #   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems)
 #   make test    all tests
+#   make setup   only what both need
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
@@ -8,13 +9,15 @@ FCDPO := $(VENV)/bin/fcdpo
 GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
 GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
 
-.PHONY: demo test clean
+.PHONY: demo test setup clean
 
 demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
 
 test: $(READY)
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest
+
+setup: $(READY)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; use make PYTHON=/path/to/python3.11"; exit 1; }

@@ -53,7 +53,7 @@ from fcdpo_utils.tokens import Tokens, encode_chat
 
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
-TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more pairs TRL gets a sample, scaled: it works pair by pair
+TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more, TRL gets a sample, and the others cost as much per pair
 TRL_BATCH = 4 if CUDA else 1  # pairs; on the CPU four at once took as long per pair and three times the memory
 
 
@@ -206,6 +206,20 @@ def useful_flops(model: PreTrainedModel, passed: int, scored: int) -> float:
     return 3 * 2 * (config.num_hidden_layers * layer * passed + config.vocab_size * width * scored)
 
 
+def work_of(
+    method: str,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    tokens: list[Tokens],
+    pairs: list[tuple[int, int]],
+    settings: Settings,
+) -> Callable[[], Any]:
+    """The training run of one method; TRL's on `pairs`, ours on the whole block."""
+    if method == "ours":
+        return partial(run_ours, model, tokenizer, tokens, len(tokens) // 2, settings)
+    return partial(run_trl, model, tokenizer, tokens, pairs, settings, method == "trl_precomputed")
+
+
 def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, peak: float) -> dict[str, Any]:
     """One row of the report: medians of `repeats` runs; TRL's long ones (k = l of 4 and more) run once."""
     tokens = random_block(model.config.vocab_size, size) if CUDA else demo_block(tokenizer, size)
@@ -217,17 +231,16 @@ def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int
         seconds, memory = [], 0
         sample = random.Random(0).sample(pairs, min(TIMED_PAIRS.get(method, len(pairs)), len(pairs)))
         for _ in range(repeats if method == "ours" or size < 4 else 1):
-            if method == "ours":
-                work = partial(run_ours, base, tokenizer, tokens, size, settings)
-            else:
-                work = partial(run_trl, base, tokenizer, tokens, sample, settings, method == "trl_precomputed")
-            took, peak_bytes, trainer = measured(work)
-            seconds.append(took if method == "ours" else took * len(pairs) / len(sample))
-            memory = max(memory, peak_bytes)
-            loss = trainer.state.log_history[0]["loss"]
+            took, peak_bytes, trainer = measured(work_of(method, base, tokenizer, tokens, sample, settings))
+            loss, passed = trainer.state.log_history[0]["loss"], trainer._total_train_tokens
             base = trainer.model.unload()
+            if len(sample) < len(pairs):
+                first, _, trainer = measured(work_of(method, base, tokenizer, tokens, sample[:1], settings))
+                base = trainer.model.unload()
+                took += (took - first) / (len(sample) - 1) * (len(pairs) - len(sample))
+            seconds.append(took)
+            memory = max(memory, peak_bytes)
             print(f"  k = l = {size}: {method} {took:.1f} s", flush=True)
-            passed = trainer._total_train_tokens
         row[f"pairs_timed_{method}"] = len(sample)
         row[f"seconds_{method}"] = round(statistics.median(seconds), 3)
         row[f"memory_{method}"] = memory

@@ -90,9 +90,11 @@ class Episode:
         return self.cut or self.state.stopped or errors >= self.limits.errors or len(self.steps) >= self.limits.calls
 
     def step(self, text: str) -> Step:
-        """Run one assistant message as a call; what is recorded is one harmless line."""
-        result = self.state.call(text)
-        self.steps.append(Step(one_line(text.strip(), MAX_CALL_CHARACTERS), result.text, result.error))
+        """Run one assistant message as a call. What is run is what is recorded: one harmless line."""
+        text = text.strip()
+        call = one_line(text, MAX_CALL_CHARACTERS)
+        result = self.state.call(call if len(text) <= MAX_CALL_CHARACTERS else text)  # too long: say so
+        self.steps.append(Step(call, result.text, result.error))
         return self.steps[-1]
 
     def chain(self) -> Chain:

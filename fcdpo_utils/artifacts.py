@@ -20,7 +20,7 @@ from fcdpo_utils.dpo import Progress
 from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
 from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
-from fcdpo_utils.provenance import code_digest
+from fcdpo_utils.provenance import code_digest, weights_state
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
 from fcdpo_utils.teachers import Job, Sample, ScriptedTeacher, Teacher
@@ -54,6 +54,7 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     """
     options, code = settings.teacher, code_digest()
     made_by = options.model_dump(exclude={"samples", "enough", "parallel", "base_url"})
+    made_by["weights"] = weights_state(options.model) if options.kind == "local" else ""
     if options.kind == "scripted":
         made_by["code"] = code  # remaking its chains costs nothing; those of models are run again instead
     keys = _keys(problems, settings, store.dump([made_by, settings.limits.model_dump(), settings.seed]))
@@ -65,8 +66,6 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
 
     kept = _keep(path, is_current)
     made = {(record["problem_id"], record["number"]): Chain.from_record(record) for record in kept}
-    missing = [p.id for p in problems if any((p.id, n) not in made for n in range(options.samples))]
-    teacher = build_teacher(settings) if missing else None
 
     def keep(sample: Sample) -> None:
         made[sample.problem.id, sample.number] = sample.chain
@@ -74,16 +73,30 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         store.append(path, [sample.chain.record(number=sample.number, source=sample.source, **extra)])
         progress(len(made), len(problems) * options.samples)
 
+    teacher: Teacher | None = None
+    asked: list[tuple[Problem, int]] = []
     for numbers in _rounds(options, len(problems)):
+        unsettled = [p for p in problems if not _has_enough(made, p.id, numbers.start, options.enough)]
+        asked += [(problem, number) for problem in unsettled for number in numbers]
         jobs = [
             Job(TASKS[p.task], p, number, toolset_of(settings, p), limits_of(settings))
-            for p in problems
-            if not _has_enough(made, p.id, numbers.start, options.enough)
+            for p in unsettled
             for number in numbers
             if (p.id, number) not in made
         ]
         if jobs:
+            teacher = teacher or build_teacher(settings)
             teacher.run(jobs, keep)
+    _put_in_order(path, problems, {(problem.id, number) for problem, number in asked})
+
+
+def _put_in_order(path: Path, problems: Sequence[Problem], asked: set[tuple[str, int]]) -> None:
+    """By problem and number, as if nothing had ever been interrupted or made for other settings."""
+    kept = _keep(path, lambda record: (record["problem_id"], record["number"]) in asked)
+    place = {problem.id: index for index, problem in enumerate(problems)}
+    ordered = sorted(kept, key=lambda record: (place[record["problem_id"]], record["number"]))
+    if ordered != kept:
+        store.write_records(path, ordered)
 
 
 def _runs_the_same(record: store.Record, problem: Problem, settings: Settings) -> bool:
@@ -192,7 +205,8 @@ def training_identity(run_dir: Path, settings: Settings) -> str:
     files = ("completions.jsonl", "blocks.jsonl", "preferences_augmented.jsonl")  # the last one holds the prompts
     data = [store.file_digest(run_dir / name) for name in files]
     parts = (settings.student, settings.preferences, settings.training)
-    return store.digest(code_digest(), *data, *(part.model_dump_json() for part in parts), str(settings.seed))[:12]
+    base = (code_digest(), weights_state(settings.student.source), str(settings.seed))
+    return store.digest(*base, *data, *(part.model_dump_json() for part in parts))[:12]
 
 
 def tokenise(
@@ -215,7 +229,7 @@ def evaluate_student(
 
     `identity` names the student and how it decodes; chains of another one, or of other problems, are moved aside.
     """
-    keys = _keys(problems, settings, identity + code_digest())
+    keys = _keys(problems, settings, identity + code_digest() + weights_state(settings.student.source))
     kept = {r["problem_id"]: r for r in _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]))}
     missing = [p for p in problems if p.id not in kept]
 

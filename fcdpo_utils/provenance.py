@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ def code_digest() -> str:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -55,7 +60,10 @@ def _field(path: Path, name: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
-def folder_state(folder: Path) -> str:
-    """Names, sizes and times of a folder's files: quick, for weights that are too large to hash at every start."""
+def weights_state(source: str) -> str:
+    """Of a folder of weights: names, sizes and times of its files, quick where hashing is not; "" for anything else."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return ""
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     return store.digest(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))

@@ -116,3 +116,8 @@ def test_pre_commit_uses_the_pinned_ruff() -> None:
     (version,) = set(re.findall(r"ruff==([\d.]+)", text))
     assert f"ruff=={version}" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert len(yaml.safe_load(text)["repos"][0]["hooks"]) == 3
+
+
+def test_the_readme_is_finished() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "@@" not in text and "TODO" not in text

@@ -204,6 +204,7 @@ def test_a_refusal_stops_at_once_with_one_line(server: ThreadingHTTPServer, stat
 
 
 def test_a_dead_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     teacher = ServerTeacher("http://127.0.0.1:9/v1", "a-model", attempts=2, first_wait=0.01)
     with pytest.raises(TeacherError) as error:
         run(teacher, each=1)
@@ -214,7 +215,7 @@ def test_a_dead_server_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chains_that_fail_later_are_counted(server: ThreadingHTTPServer) -> None:
     server.faults = iter([None] * len(GOLD[PROBLEMS[0].question]) + ["500"] * 2)
     with pytest.raises(TeacherError) as error:
-        run(teacher_of(server, parallel=1, attempts=2), each=1)
+        run(teacher_of(server, parallel=2, attempts=2), each=1)
     assert str(error.value).startswith("1 of 8 chains could not be made (last of 2 attempts: status 500); those that")
 
 

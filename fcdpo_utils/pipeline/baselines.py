@@ -60,11 +60,13 @@ def baseline_path(profile: str) -> Path:
 
 def check(run_dir: Path, baseline: Path) -> list[Row]:
     """Whether the run is whole, then each metric of the baseline. Raises StoreError where a file cannot be used."""
-    expected = store.read_json(baseline)
-    metrics = _numbers(run_dir)
+    expected, metrics = store.read_json(baseline), _numbers(run_dir)
     rows = list(integrity(run_dir))
-    rows.append(_exact("profile", expected["profile"], manifest.load(run_dir).get("profile")))
-    rows += [_judge(name, rule, metrics.get(name)) for name, rule in expected["metrics"].items()]
+    try:
+        rows.append(_exact("profile", expected["profile"], manifest.load(run_dir).get("profile")))
+        rows += [_judge(name, rule, metrics.get(name)) for name, rule in expected["metrics"].items()]
+    except (KeyError, TypeError, AttributeError):
+        raise store.StoreError(f"{baseline} is not a baseline; make it again with --update") from None
     if not expected["metrics"]:
         rows.append(Row("metrics", "at least one", "0", "exact", False))
     return rows
@@ -74,6 +76,10 @@ def integrity(run_dir: Path) -> Iterable[Row]:
     """Every stage ended well in the run that the manifest names, and its artifacts are what it left."""
     made = manifest.load(run_dir)
     stages, settings = made.get("stages", {}), made.get("settings", {})
+    codes = {entry.get("depends_on", {}).get("code") for entry in stages.values()}
+    yield Row(
+        "code", "one for all stages", "one for all stages" if len(codes) == 1 else "several", "exact", len(codes) == 1
+    )
     for spec in manifest.STAGES:
         entry = stages.get(spec.name, {})
         yield _exact(f"{spec.name}: papermill exit", 0, entry.get("papermill_exit"))

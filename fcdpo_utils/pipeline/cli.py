@@ -66,7 +66,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     store.require(options.run / manifest.NAME, "fcdpo run")
-    baseline = options.baseline or baselines.baseline_path(manifest.load(options.run)["profile"])
+    profile = manifest.load(options.run).get("profile")
+    if profile is None:
+        raise store.StoreError(f"{options.run / manifest.NAME} cannot be read; run it again")
+    baseline = options.baseline or baselines.baseline_path(profile)
     if options.update:
         changed = baselines.update(options.run, baseline)
         print("\n".join([*changed, f"{len(changed)} changes in {baseline}"]))

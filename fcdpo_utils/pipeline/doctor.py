@@ -93,11 +93,15 @@ def _torch() -> Iterator[Finding]:
 
 
 def _profile(name: str) -> Finding:
-    """How long the profile is expected to take."""
+    """How long the profile is expected to take, and what it needs besides this machine."""
     settings = load_settings(name)
-    minutes = sum(settings.expected_minutes)
-    student = settings.student.source + (" in 4 bits" if settings.student.four_bit else "")
-    return Finding(f"profile {name}", f"about {minutes:.0f} min on two cores, student {student}")
+    needs = []
+    if settings.teacher.kind == "server":
+        needs.append(f"a server of {settings.teacher.model}")
+    if settings.student.four_bit:
+        needs.append(f"a CUDA GPU, {settings.student.source} from the hub")
+    time = f"about {sum(settings.expected_minutes):.0f} min"
+    return Finding(f"profile {name}", f"{time}; needs " + "; ".join(needs) if needs else f"{time} on two cores")
 
 
 def table(findings: list[Finding]) -> str:

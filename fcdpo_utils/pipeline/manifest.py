@@ -15,7 +15,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.profiles import Settings
-from fcdpo_utils.provenance import ROOT, code_digest, commit, folder_state, machine, package_versions
+from fcdpo_utils.provenance import ROOT, code_digest, commit, machine, package_versions, weights_state
 from fcdpo_utils.stage import record_path
 
 NAME = "manifest.json"
@@ -116,8 +116,8 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
     if spec.name == STAGES[0].name:
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
     for group, source in (("student", settings.student.source), ("teacher", settings.teacher.model)):
-        if group in spec.settings and Path(source).is_dir():
-            parts[f"folder {source}"] = folder_state(Path(source))
+        if group in spec.settings and weights_state(source):
+            parts[f"folder {source}"] = weights_state(source)
     return parts
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PROFILES = Path(__file__).parent
+ROOT = PROFILES.parents[1]
 
 
 class SettingsError(ValueError):
@@ -37,7 +38,15 @@ class TaskSettings(_Group):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         """Notebooks and the command that runs them work in different folders."""
-        return None if path is None else str(PROFILES.parents[1] / path)
+        return None if path is None else str(ROOT / path)
+
+
+def _model_source(source: str) -> str:
+    """Hub ids and absolute folders stay; a folder in the checkout becomes absolute."""
+    return str(ROOT / source) if (ROOT / source).is_dir() else source
+
+
+ModelSource = Annotated[str, AfterValidator(_model_source)]
 
 
 class TeacherSettings(_Group):
@@ -48,7 +57,7 @@ class TeacherSettings(_Group):
     enough: int = Field(default=0, ge=0, description="stop at so many distinct chains of each kind; 0: never")
     error_rate: float = Field(default=0.5, ge=0, le=1, description="scripted: share of chains that get a mistake")
     variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
-    model: str = Field(default="embedded", description="local: as student.source; server: the name it serves")
+    model: ModelSource = Field(default="embedded", description="local: as student.source; server: the name it serves")
     four_bit: bool = Field(default=False, description="local: NF4")
     base_url: str = Field(default="http://localhost:8000/v1", description="server: an OpenAI-compatible endpoint")
     temperature: float = Field(default=0.7, ge=0, description="local and server")
@@ -75,7 +84,7 @@ class PreferenceSettings(_Group):
 class StudentSettings(_Group):
     """The model that learns."""
 
-    source: str = Field(default="embedded", description="'embedded', a folder, or a hub id")
+    source: ModelSource = Field(default="embedded", description="'embedded', a folder, or a hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     four_bit: bool = Field(default=False, description="NF4 with double quantisation (QLoRA)")
 
@@ -152,6 +161,8 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
+        if not place:  # a check of all settings together says everything itself
+            raise SettingsError(f"setting {first['ctx']['error']}") from None
         got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {first['input']!r}"
         reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(f"setting {place}: {reason}{got}") from None

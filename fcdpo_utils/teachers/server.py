@@ -83,25 +83,25 @@ class ServerTeacher:
     async def _run(self, jobs: Sequence[Job], keep: Callable[[Sample], None]) -> list[str]:
         """All chains; returns why some failed. A fatal error, or nothing but failures, stops everything."""
         failures: list[str] = []
-        made, waiting = 0, iter(jobs)
+        given_up, waiting = 0, iter(jobs)  # in a row
         key = os.environ.get("OPENAI_API_KEY") or "none"
         options = {"base_url": self.base_url, "api_key": key, "max_retries": 0, "timeout": self.timeout}
         async with openai.AsyncOpenAI(**options) as client:
 
             async def worker() -> None:
-                nonlocal made
+                nonlocal given_up
                 for job in waiting:  # workers share the iterator: each job is taken once
                     try:
                         episode = await self._chain(client, job)
                     except _GaveUp as error:
                         failures.append(str(error))
-                        if not made:
-                            raise TeacherError(
-                                f"{self.base_url} does not answer ({error}); is the server up?"
-                            ) from None
+                        given_up += 1
+                        if given_up >= min(self.parallel, len(jobs)):
+                            down = f"{self.base_url} does not answer ({error}); is the server up?"
+                            raise TeacherError(down) from None
                         continue
                     keep(Sample(job.problem, job.number, "server", episode.chain()))
-                    made += 1
+                    given_up = 0
 
             try:
                 async with asyncio.TaskGroup() as group:
