@@ -15,7 +15,7 @@ torch.set_num_threads(2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="thirty kills in place of three")
+    parser.addoption("--kills", type=int, default=3, help="how often a smoke run is killed; thirty take 12 minutes")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,11 @@ def test_runs_killed_at_random_moments_end_with_the_artifacts_of_the_unbroken_on
 ) -> None:
     """The same seed in another folder, kill -9 again and again: all artifacts byte for byte, metrics but for times.
 
-    Three kills; with --long thirty, a quarter of an hour.
+    Three kills, or as many as `--kills` says.
     """
     rng, folder = random.Random(1), tmp_path / "again"
     command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(folder)]
-    kills, seen = (30 if request.config.getoption("--long") else 3), set()
+    kills, seen = request.config.getoption("--kills"), set()
     while kills:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
             try:
@@ -435,7 +436,9 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.slow
 def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(tmp_path: Path) -> None:
     command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background shell makes children deaf
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=listen, **pipes) as process:
         while not (tmp_path / "01_record.json").exists():
             assert process.poll() is None
             time.sleep(0.1)

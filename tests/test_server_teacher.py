@@ -170,8 +170,9 @@ def test_an_error_of_the_store_comes_out_as_it_is(server: ThreadingHTTPServer) -
 
 
 def test_an_interrupt_stops_the_requests(server: ThreadingHTTPServer) -> None:
-    """Ctrl-C, or the stop button of a notebook cell."""
+    """Ctrl-C, or the stop button of a notebook cell; also where the suite runs in the background, deaf to it."""
     made: list[Sample] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def keep(sample: Sample) -> None:
         made.append(sample)
@@ -179,8 +180,11 @@ def test_an_interrupt_stops_the_requests(server: ThreadingHTTPServer) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     jobs = [Job(TASK, problem, number) for problem in PROBLEMS for number in range(100)]
-    with pytest.raises(KeyboardInterrupt):
-        teacher_of(server, parallel=2).run(jobs, keep)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            teacher_of(server, parallel=2).run(jobs, keep)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(made) < 400
 
 
