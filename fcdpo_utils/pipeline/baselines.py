@@ -22,23 +22,26 @@ from fcdpo_utils.stage import record_path
 # What `update` writes down: (metric, direction, tolerance, and what it grows by per unit of the metric). Pure Python
 # makes the same bytes everywhere; what the student computes may differ between machines in the last digits, and
 # training amplifies that.
+EXACT = (
+    "dataset.*",
+    "tasks.*.n",
+    "training.prompts",
+    "training.pairs",
+    "training.steps",
+    "training.tokens",
+    "artifacts.problems.jsonl",
+    "artifacts.completions.jsonl",
+    "artifacts.blocks.jsonl",
+    "artifacts.pairs_*.jsonl",
+)
 RULES = (
-    ("dataset.*", "exact", 0, 0),
-    ("tasks.*.n", "exact", 0, 0),
+    *((name, "exact", 0, 0) for name in EXACT),
     ("tasks.*.after.s*d", "higher", 0.12, 0),  # solved and sound: shares
     ("tasks.*.after.step_validity", "higher", 0.12, 0),
-    ("training.prompts", "exact", 0, 0),
-    ("training.pairs", "exact", 0, 0),
-    ("training.steps", "exact", 0, 0),
-    ("training.tokens", "exact", 0, 0),
     ("training.loss_first", "near", 0.05, 0),
     ("training.loss_end", "lower", 0.2, 0),
     ("training.margin_end", "higher", 0.3, 0.3),
     ("stages.*.peak_gib", "lower", 1.0, 0.3),
-    ("artifacts.problems.jsonl", "exact", 0, 0),
-    ("artifacts.completions.jsonl", "exact", 0, 0),
-    ("artifacts.blocks.jsonl", "exact", 0, 0),
-    ("artifacts.pairs_*.jsonl", "exact", 0, 0),
 )
 
 
@@ -77,32 +80,30 @@ def integrity(run_dir: Path) -> Iterable[Row]:
     made = manifest.load(run_dir)
     stages, settings = made.get("stages", {}), made.get("settings", {})
     codes = {entry.get("depends_on", {}).get("code") for entry in stages.values()}
-    yield Row(
-        "code", "one for all stages", "one for all stages" if len(codes) == 1 else "several", "exact", len(codes) == 1
-    )
+    yield _exact("code of the stages", "one", "one" if len(codes) == 1 else "several")
     for spec in manifest.STAGES:
         entry = stages.get(spec.name, {})
         yield _exact(f"{spec.name}: papermill exit", 0, entry.get("papermill_exit"))
         record = record_path(run_dir, spec.name)
         run = store.read_json(record).get("run") if record.exists() else None
         yield _exact(f"{spec.name}: record of run", entry.get("run", "a run"), run)
-        now, then = manifest.digests(run_dir, (*spec.outputs, manifest.executed(spec))), entry.get("outputs", {})
-        damaged = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
-        state = f"{damaged[0]} missing or altered" if damaged else "as made" if then else "none"
-        yield Row(f"{spec.name}: artifacts", "as made", state, "exact", bool(then) and not damaged)
-        read = {name[6:]: value for name, value in entry.get("depends_on", {}).items() if name.startswith("input ")}
-        now = manifest.digests(run_dir, spec.inputs)
-        stale = sorted(name for name, value in now.items() if read.get(name) != value)
-        state = f"{stale[0]} altered since" if stale else "as read"
-        yield Row(f"{spec.name}: inputs", "as read", state, "exact", not stale)
-        depends_on = entry.get("depends_on", {})
-        others = [
-            name
-            for name in spec.settings
-            if depends_on.get(f"settings of {name}") != manifest.setting_digest(settings.get(name))
-        ]
-        state = f"{others[0]} of another run" if others else "the run's"
-        yield Row(f"{spec.name}: settings", "the run's", state, "exact", not others)
+        depends_on, made_then = entry.get("depends_on", {}), entry.get("outputs", {})
+        made_now = manifest.digests(run_dir, (*spec.outputs, manifest.executed(spec)))
+        damaged = [name for name in {*made_now, *made_then} if made_now.get(name) != made_then.get(name)]
+        yield _unless(
+            f"{spec.name}: artifacts", "as made", damaged if made_then else ["everything"], "missing or altered"
+        )
+        inputs = manifest.digests(run_dir, spec.inputs).items()
+        stale = [name for name, value in inputs if depends_on.get(f"input {name}") != value]
+        yield _unless(f"{spec.name}: inputs", "as read", stale, "altered since")
+        digests = {name: manifest.setting_digest(settings.get(name)) for name in spec.settings}
+        others = [name for name, value in digests.items() if depends_on.get(f"settings of {name}") != value]
+        yield _unless(f"{spec.name}: settings", "the run's", others, "of another run")
+
+
+def _unless(name: str, good: str, bad: list[str], what: str) -> Row:
+    """A row that passes when `bad` is empty, and else names its first."""
+    return Row(name, good, f"{min(bad)} {what}" if bad else good, "exact", not bad)
 
 
 def _exact(name: str, expected: Any, got: Any) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import shutil
 import socket
@@ -78,11 +79,11 @@ def _hub() -> Finding:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from fcdpo_utils.models import product_seconds
+    from fcdpo_utils.models import PRODUCT, product_seconds
 
     times = {str(d).removeprefix("torch."): product_seconds(d) for d in (torch.float32, torch.bfloat16)}
     fastest = min(times, key=times.__getitem__)
-    speeds = ", ".join(f"{name} {2 * 512 * 1536 * 1536 / seconds / 1e12:.2f}" for name, seconds in times.items())
+    speeds = ", ".join(f"{name} {2 * math.prod(PRODUCT) / seconds / 1e12:.2f}" for name, seconds in times.items())
     yield Finding("CPU products", f"{speeds} TFLOP/s; training uses {fastest}")
     if not torch.cuda.is_available():
         yield Finding("GPU", "none; the embedded student trains on the CPU")

@@ -106,7 +106,6 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
     """What a stage depends on, part by part, so that a change can be named."""
     notebook = json.loads((NOTEBOOKS / f"{spec.name}.ipynb").read_text(encoding="utf-8"))
     values = settings.model_dump(mode="json")
-    files = [task.path for task in settings.tasks.values() if task.path and "tasks" in spec.settings]
     parts = {
         "notebook": store.digest(*(source_of(cell) for cell in notebook["cells"])),
         "code": code_digest(),
@@ -114,10 +113,11 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
         **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
     }
     if spec.name == STAGES[0].name:
+        files = [task.path for task in settings.tasks.values() if task.path]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
     for group, source in (("student", settings.student.source), ("teacher", settings.teacher.model)):
-        if group in spec.settings and weights_state(source):
-            parts[f"folder {source}"] = weights_state(source)
+        if group in spec.settings and (state := weights_state(source)):
+            parts[f"folder {source}"] = state
     return parts
 
 

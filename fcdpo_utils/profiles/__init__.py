@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fcdpo_utils.provenance import ROOT
+
 PROFILES = Path(__file__).parent
-ROOT = PROFILES.parents[1]
 
 
 class SettingsError(ValueError):

@@ -58,8 +58,8 @@ class DeductionTools(FolTools):
         if fact.head is not None:
             raise Refused("this is a rule; use Rule")
         if not fact.exists:
-            name = self._record([fact]).partition(":")[0]  # the formula stands in the call already
-            return name + self._met_rule()
+            self.facts.append(fact)
+            return f"F{len(self.facts)}" + self._met_rule()
         witness = f"Someone{len(self.facts) + 1}"
         body = tuple(literal.bind(dict.fromkeys("xyz", witness)) for literal in fact.body)
         return self._record([Formula(body, "or")] if fact.connective == "or" else [Formula((lit,)) for lit in body])
@@ -70,7 +70,7 @@ class DeductionTools(FolTools):
         rule = self.formalise(text)
         if rule.head is None:
             raise Refused("this is a fact; use Fact")
-        return self._record_rule(rule).partition(":")[0] + self._state_of(rule)
+        return self._record_rule(rule) + self._state_of(rule)
 
     @tool('Apply("R1", "F1")')
     def Apply(self, rule: str, fact: str) -> str:
@@ -143,7 +143,7 @@ class DeductionTools(FolTools):
 
     def _record_rule(self, rule: Formula) -> str:
         self.rules.append(rule)
-        return f"R{len(self.rules)}: {rule}"
+        return f"R{len(self.rules)}"
 
     def _rule(self, name: str) -> Formula:
         return _numbered("R", name, self.rules)
@@ -164,7 +164,8 @@ class HigherDeductionTools(DeductionTools):
         given = self._rule(rule)
         if len(given.body) > 1:
             raise Refused(f"{rule} has more than one condition")
-        return self._record_rule(contrapositive(given))
+        turned = contrapositive(given)
+        return f"{self._record_rule(turned)}: {turned}"
 
     @tool('Eliminate("F1", "F2")')
     def Eliminate(self, disjunction: str, fact: str) -> str:
