@@ -1,8 +1,10 @@
-"""Chains per second: our rollouts at batch 64 and at batch 1, and microchain-python's Agent, the paper's engine.
+"""Chains per second: our rollouts in a batch and one at a time, and microchain-python's Agent, the paper's engine.
 
-    python benchmarks/rollouts.py [--adapter outputs/cpu/adapter] [--json F]
+    python benchmarks/rollouts.py [--adapter outputs/cpu/adapter] [--merge] [--batch 128] [--json F]
 
-One process, one model, the same arithmetic problems and functions, greedy decoding. microchain drives transformers'
+One process, one model, the same arithmetic problems and functions, greedy decoding. The batch gets all problems, the
+slow ones the first sixteenth of them (levels of difficulty take turns). With --merge the adapter becomes part of the
+weights first, for all three. microchain drives transformers'
 `generate` with the whole chat at every step, as its own generators do. Without an adapter the student writes no calls,
 and chains end at their second error (microchain: after its own ten tries).
 """
@@ -93,15 +95,19 @@ def ours(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path)
-    parser.add_argument("--problems", type=int, default=64, help="for the batch; the slow ones get the first eighth")
+    parser.add_argument("--merge", action="store_true", help="the adapter into the weights")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_rollouts.json"))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     model, tokenizer = load_student(StudentSettings(), adapter=options.adapter)
+    if options.merge:
+        model = model.merge_and_unload()
     problems = TASK.generate(options.problems, "test", 0, levels=(2, 3, 4, 5))
-    few = problems[: max(1, options.problems // 8)]
+    few = problems[: max(1, options.problems // 16)]
     work = {
-        "batch_64": (problems, lambda: ours(model, tokenizer, problems, 64)),
+        "batch": (problems, lambda: ours(model, tokenizer, problems, options.batch)),
         "batch_1": (few, lambda: ours(model, tokenizer, few, 1)),
         "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
     }
@@ -117,12 +123,14 @@ def main() -> None:
                 f"{name}: {rates[name]} chains/s, {sum(c.sound for c in chains[name])} of {len(asked)} sound",
                 flush=True,
             )
-    same = sum(a.steps == b.steps for a, b in zip(chains["microchain"], chains["batch_64"], strict=False))
+    same = sum(a.steps == b.steps for a, b in zip(chains["microchain"], chains["batch"], strict=False))
     report = {
-        "ratio_vs_microchain": round(rates["batch_64"] / rates["microchain"], 1),
-        "ratio_vs_batch_1": round(rates["batch_64"] / rates["batch_1"], 1),
+        "ratio_vs_microchain": round(rates["batch"] / rates["microchain"], 1),
+        "ratio_vs_batch_1": round(rates["batch"] / rates["batch_1"], 1),
         "chains_per_second": rates,
         "same_chains_as_microchain": f"{same} of {len(few)}",
+        "batch": options.batch,
+        "adapter": "merged" if options.merge else "beside the weights" if options.adapter else "none",
         "device": f"{torch.get_num_threads()} CPU cores, {model.dtype}"
         if model.device.type == "cpu"
         else str(model.device),
@@ -130,13 +138,13 @@ def main() -> None:
     print(json.dumps(report))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=2) + "\n")
-    plot(rates, options.json.with_suffix(".png"))
+    plot(rates, options.batch, options.json.with_suffix(".png"))
 
 
-def plot(rates: dict[str, float], path: Path) -> None:
+def plot(rates: dict[str, float], batch: int, path: Path) -> None:
     """Chains per second of each."""
     figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
-    labels = {"batch_64": "rollouts, batch 64", "batch_1": "rollouts, batch 1", "microchain": "microchain's Agent"}
+    labels = {"batch": f"rollouts, batch {batch}", "batch_1": "rollouts, batch 1", "microchain": "microchain's Agent"}
     bars = axes.barh([labels[name] for name in rates], list(rates.values()), color=["#f58518", "#f7b267", "#9aa0a6"])
     axes.bar_label(bars, padding=3)
     axes.invert_yaxis()

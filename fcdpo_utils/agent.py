@@ -6,15 +6,19 @@ feeds them to `step`. Labels come only from what the chain's own calls returned.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
+from fcdpo_utils import tool_calls
 from fcdpo_utils.calls import MAX_CALL_CHARACTERS, ErrorKind, one_line
+from fcdpo_utils.functions import Toolset
 from fcdpo_utils.tasks.base import Problem, Task
 from fcdpo_utils.tokens import Message
 
+CallFormat = Literal["python", "tools"]  # how a model is asked to write calls: as text, or by its own tool template
 OUTCOMES = ("solved", "wrong_answer", "no_answer", "no_stop", "too_many_errors", "too_long")
 
 
@@ -24,6 +28,14 @@ class Limits:
 
     calls: int = 24
     errors: int = 3
+
+
+@dataclass
+class Usage:
+    """Tokens of one chain: what its model was given (a server counts the chat again each time), and what it wrote."""
+
+    read: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class Episode:
         self.state = task.start(problem, toolset)
         self.steps: list[Step] = []
         self.cut = False  # set by whoever drives the episode when the model's context is full
+        self.usage = Usage()  # counted by whoever drives the episode
+
+    @property
+    def tools(self) -> type[Toolset]:
+        return type(self.state)
 
     @property
     def finished(self) -> bool:
@@ -127,28 +144,32 @@ def run_calls(
     return episode.chain()
 
 
-def prompt(task: Task, problem: Problem, toolset: str | None = None) -> list[Message]:
+def prompt(
+    task: Task, problem: Problem, toolset: str | None = None, call_format: CallFormat = "python"
+) -> list[Message]:
     """The prompt x_i: everything static first (a prefix cache serves it to all problems), the problem last."""
     tools = type(task.start(problem, toolset))
     name = next(name for name, kind in task.toolsets.items() if kind is tools)
-    return [_message("user", f"{_static_prompt(task, name)}\n\nProblem: {problem.question}")]
+    return [_message("user", f"{_static_prompt(task, name, call_format)}\n\nProblem: {problem.question}")]
 
 
 @cache
-def _static_prompt(task: Task, toolset: str) -> str:
-    example = task.example()
-    lines = [
-        line
-        for step in run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
-        for line in (step.call, step.result)
-    ]
-    return "\n".join(
-        [
-            task.instruction,
-            "Every message of yours is exactly one function call; the reply is its result. Functions:",
-            task.toolsets[toolset].help(),
-            "",
-            f"Example problem: {example.question}",
-            *lines[:-1],
-        ]
-    )
+def _static_prompt(task: Task, toolset: str, call_format: CallFormat) -> str:
+    example, tools = task.example(), task.toolsets[toolset]
+    steps = run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
+    if call_format == "python":
+        written, functions = [step.call for step in steps], [tools.help()]
+        rule = "Every message of yours is exactly one function call; the reply is its result. Functions:"
+    else:  # the model's own template lists the functions
+        written = [json.dumps(tool_calls.as_request(tools, step.call), ensure_ascii=False) for step in steps]
+        rule, functions = "Every message of yours is exactly one tool call; the reply is its result.", []
+    lines = [line for call, step in zip(written, steps, strict=True) for line in (call, step.result)]
+    return "\n".join([task.instruction, rule, *functions, "", f"Example problem: {example.question}", *lines[:-1]])
+
+
+def exchange(episode: Episode, call_format: CallFormat = "python") -> list[Message]:
+    """The last step as the two messages that continue the chat: what the model said, and the result."""
+    step = episode.steps[-1]
+    if call_format == "tools":
+        return tool_calls.exchange(episode.tools, step.call, step.result, len(episode.steps))
+    return [_message("assistant", step.call), _message("user", step.result)]

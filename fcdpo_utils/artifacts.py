@@ -10,22 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils import store
-from fcdpo_utils.agent import Chain, Episode, Limits, prompt, run_calls
-from fcdpo_utils.dpo import Progress
+from fcdpo_utils.agent import Chain, Episode, Limits, Usage, prompt, run_calls
 from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
 from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
 from fcdpo_utils.provenance import code_digest, weights_state
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
-from fcdpo_utils.teachers import Job, Sample, ScriptedTeacher, Teacher
+from fcdpo_utils.teachers import Budget, Job, Sample, ScriptedTeacher, Teacher
 from fcdpo_utils.teachers.local import LocalTeacher
 from fcdpo_utils.tokens import Message, Tokens, encode_chat
+
+Report = Callable[[int, int, str], None]  # done, total, and a word on how it goes
 
 
 def save_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -45,15 +47,16 @@ def toolset_of(settings: Settings, problem: Problem) -> str | None:
     return settings.tasks[problem.task].toolset
 
 
-def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, progress: Progress) -> None:
+def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, progress: Report) -> None:
     """Append the teacher's chains that `path` lacks; a killed run goes on where it stopped.
 
     Each record carries a digest of its problem, prompt, teacher and limits. Records that this run would not make are
     moved to a file beside it, never deleted. With `teacher.enough`, a problem gets no more samples once it has so many
     distinct chains of each kind; that depends on its lower-numbered samples alone, so a resumed run decides the same.
+    Stored chains count towards `teacher.max_chains`, `max_tokens` and `max_cost`.
     """
     options, code = settings.teacher, code_digest()
-    made_by = options.model_dump(exclude={"samples", "enough", "parallel", "base_url"})
+    made_by = options.model_dump(exclude=_HOW_MANY)
     made_by["weights"] = weights_state(options.model) if options.kind == "local" else ""
     if options.kind == "scripted":
         made_by["code"] = code  # remaking its chains costs nothing; those of models are run again instead
@@ -64,30 +67,72 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         wanted = record["key"] == keys.get(record["problem_id"]) and record["number"] < options.samples
         return wanted and (record["code"] == code or _runs_the_same(record, by_id[record["problem_id"]], settings))
 
-    kept = _keep(path, is_current)
-    made = {(record["problem_id"], record["number"]): Chain.from_record(record) for record in kept}
+    budget = Budget(options.max_chains, options.max_tokens, options.max_cost, options.prices)
+    tally = _Tally(options.enough)
+    for record in _keep(path, is_current):
+        tally.add(record["problem_id"], record["number"], record["sound"], record["steps"])
+        budget.settle(Usage(*record["tokens"]))
 
     def keep(sample: Sample) -> None:
-        made[sample.problem.id, sample.number] = sample.chain
+        chain, usage = sample.chain, sample.usage
         extra = {"task": sample.problem.task, "key": keys[sample.problem.id], "code": code}
-        store.append(path, [sample.chain.record(number=sample.number, source=sample.source, **extra)])
-        progress(len(made), len(problems) * options.samples)
+        extra |= {"number": sample.number, "source": sample.source, "tokens": [usage.read, usage.written]}
+        record = chain.record(**extra)
+        store.append(path, [record])
+        tally.add(sample.problem.id, sample.number, chain.sound, record["steps"])
+        budget.settle(usage)
+        spent = f", {budget.tokens:,} tokens" if budget.tokens else ""
+        progress(len(tally.made), total, f"{100 * tally.sound / len(tally.made):.0f} % sound{spent}")
 
     teacher: Teacher | None = None
-    asked: list[tuple[Problem, int]] = []
+    asked: set[tuple[str, int]] = set()
     for numbers in _rounds(options, len(problems)):
-        unsettled = [p for p in problems if not _has_enough(made, p.id, numbers.start, options.enough)]
-        asked += [(problem, number) for problem in unsettled for number in numbers]
+        unsettled = [p for p in problems if not tally.has_enough(p.id, numbers.start)]
+        total = len(asked) + len(unsettled) * (options.samples - numbers.start)  # no more than that
+        asked |= {(problem.id, number) for problem in unsettled for number in numbers}
         jobs = [
             Job(TASKS[p.task], p, number, toolset_of(settings, p), limits_of(settings))
             for p in unsettled
             for number in numbers
-            if (p.id, number) not in made
+            if (p.id, number) not in tally.made and not budget.ended()
         ]
         if jobs:
             teacher = teacher or build_teacher(settings)
-            teacher.run(jobs, keep)
-    _put_in_order(path, problems, {(problem.id, number) for problem, number in asked})
+            teacher.run(jobs, keep, budget.admit)
+    if (limit := budget.ended()) and len(tally.made) < len(asked):
+        spent = f"{len(tally.made)} chains, {budget.tokens:,} tokens, cost {budget.cost:.2f}"
+        print(f"stopped at teacher.{limit}={getattr(budget, limit)}: {spent}")
+    _put_in_order(path, problems, asked)
+
+
+_HOW_MANY = {"samples", "enough", "parallel", "base_url", "max_chains", "max_tokens", "max_cost", "prices"}
+
+
+class _Tally:
+    """What is made so far: which samples, and the distinct chains of each kind of a problem."""
+
+    def __init__(self, enough: int):
+        self.enough, self.sound = enough, 0
+        self.made: set[tuple[str, int]] = set()
+        self._chains: dict[str, dict[int, tuple[bool, str]]] = {}  # not counted yet, by number
+        self._kinds: dict[str, tuple[set[str], set[str]]] = {}
+
+    def add(self, problem_id: str, number: int, sound: bool, steps: Sequence[Any]) -> None:
+        self.made.add((problem_id, number))
+        self.sound += sound
+        if self.enough:
+            self._chains.setdefault(problem_id, {})[number] = sound, store.digest(store.dump(steps))[:16]
+
+    def has_enough(self, problem_id: str, before: int) -> bool:
+        """Whether the samples numbered below `before` hold enough distinct sound and other chains.
+
+        `before` may only grow from call to call.
+        """
+        kinds, chains = self._kinds.setdefault(problem_id, (set(), set())), self._chains.get(problem_id, {})
+        for number in [number for number in chains if number < before]:
+            sound, text = chains.pop(number)
+            kinds[sound].add(text)
+        return self.enough > 0 and min(map(len, kinds)) >= self.enough
 
 
 def _put_in_order(path: Path, problems: Sequence[Problem], asked: set[tuple[str, int]]) -> None:
@@ -121,23 +166,16 @@ def build_teacher(settings: Settings) -> Teacher:
         from fcdpo_utils.teachers.server import ServerTeacher
 
         chosen = (options.base_url, options.model, options.temperature, options.turn_tokens, options.parallel)
-        return ServerTeacher(*chosen, seed=settings.seed)
+        return ServerTeacher(*chosen, seed=settings.seed, call_format=options.call_format)
     source = StudentSettings(source=options.model, four_bit=options.four_bit)
-    sampling = Sampling(options.temperature, options.turn_tokens, options.parallel, settings.seed)
-    return LocalTeacher(*load_student(source), sampling)
+    chosen = (options.temperature, options.turn_tokens, options.parallel, settings.seed, options.call_format)
+    return LocalTeacher(*load_student(source), Sampling(*chosen))
 
 
 def _rounds(options: TeacherSettings, problems: int) -> list[range]:
     """Sample numbers in rounds that keep the teacher busy; one round where nothing stops early."""
     size = -(-options.parallel // max(problems, 1)) if options.enough else options.samples
     return [range(start, min(start + size, options.samples)) for start in range(0, options.samples, size)]
-
-
-def _has_enough(made: dict[tuple[str, int], Chain], problem_id: str, before: int, enough: int) -> bool:
-    """Whether the samples numbered below `before` hold enough distinct sound and other chains."""
-    chains = [made[problem_id, n] for n in range(before) if (problem_id, n) in made]
-    kinds = [len({chain.steps for chain in chains if chain.sound == kind}) for kind in (True, False)]
-    return enough > 0 and min(kinds) >= enough
 
 
 def _keys(problems: Sequence[Problem], settings: Settings, base: str) -> dict[str, str]:
@@ -223,7 +261,7 @@ def evaluate_student(
     settings: Settings,
     path: Path,
     identity: str,
-    progress: Progress,
+    progress: Report,
 ) -> list[Chain]:
     """Greedy chains of the student on `problems`, kept in `path` as they finish; only missing ones are made.
 
@@ -237,7 +275,7 @@ def evaluate_student(
         record = episode.chain().record(key=keys[episode.problem.id])
         kept[record["problem_id"]] = record
         store.append(path, [record])
-        progress(len(kept), len(problems))
+        progress(len(kept), len(problems), f"{100 * sum(r['sound'] for r in kept.values()) / len(kept):.0f} % sound")
 
     episodes = [Episode(TASKS[p.task], p, toolset_of(settings, p), limits_of(settings)) for p in missing]
     sampling = Sampling(0.0, settings.evaluation.turn_tokens, settings.evaluation.batch_size)

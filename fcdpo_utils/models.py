@@ -50,15 +50,20 @@ def load_student(
     """
     keep_freed_memory()
     folder = embedded_student() if settings.source == "embedded" else settings.source
+    file = {}
+    if settings.source.endswith(".gguf"):  # in a folder or a repository of the hub
+        folder, _, name = settings.source.rpartition("/")
+        file = {"gguf_file": name}
     dtype, device = choose_dtype(settings.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **file)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map=device,
-                quantization_config=four_bit(dtype) if settings.four_bit else None,
+                quantization_config=_quantization(settings, dtype),
+                **file,
             )
             if adapter is not None:
                 model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)  # in the base's type
@@ -68,6 +73,14 @@ def load_student(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _quantization(settings: StudentSettings, dtype: torch.dtype) -> BitsAndBytesConfig | GgufConfig | None:
+    if settings.source.endswith(".gguf"):
+        if settings.four_bit:
+            raise ValueError("a .gguf file is loaded dequantised; set four_bit to false")
+        return GgufConfig(dequantize=True)
+    return four_bit(dtype) if settings.four_bit else None
 
 
 def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -69,6 +69,23 @@ def histogram(groups: Mapping[str, Sequence[int]], xlabel: str, title: str) -> F
     return figure
 
 
+def per_problem(pairs: Sequence[Sequence[int]]) -> Figure:
+    """Correct and incorrect chains of each problem, (correct, incorrect), as stacked columns, most correct first."""
+    figure, axes = plt.subplots(figsize=(7, 2.6))
+    ordered = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
+    for values, below, color, name in (
+        ([correct for correct, _ in ordered], None, CORRECT, "sound"),
+        ([wrong for _, wrong in ordered], [correct for correct, _ in ordered], INCORRECT, "not sound"),
+    ):
+        axes.bar(range(len(ordered)), values, bottom=below, width=1, color=color, alpha=0.6, label=name)
+    both = sum(min(pair) > 0 for pair in pairs)
+    axes.set(xlabel="problem", ylabel="chains", xlim=(-0.5, len(pairs) - 0.5))
+    axes.set_title(f"{both} of {len(pairs)} problems have both kinds", loc="left")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.62, 1), ncol=2)
+    _clean(axes)
+    return figure
+
+
 def pair_counts(original: int, augmented: int) -> Figure:
     """D* beside Da."""
     return counts({"D* (each chain once)": original, "Da (all pairs)": augmented}, "pairs", [MUTED, AFTER])

@@ -61,9 +61,10 @@ def _field(path: Path, name: str) -> str:
 
 
 def weights_state(source: str) -> str:
-    """Of a folder of weights: names, sizes and times of its files, quick where hashing is not; "" for anything else."""
+    """Of a folder of weights, or a file: names, sizes and times, quick where hashing is not; "" for anything else."""
     folder = Path(source)
-    if not folder.is_dir():
+    if not folder.exists():
         return ""
-    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [folder] if folder.is_file() else [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
     return store.digest(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))

@@ -2,16 +2,19 @@
 
 Every pass feeds each chain of a batch whatever it has pending: the token it just chose, or a whole function result as
 forced tokens. The linear layers see all of it as one packed row without padding; each chain attends to its own cache
-and to the prompt text that all share, which is computed and stored once. Finished chains leave the batch. Each chain
-draws from its own random stream, so what it says does not depend on its neighbours (exactly so in fp32 up to ties;
-rounding in bf16 can tip a choice). Knows nothing of training.
+and to the prompt text that all share, which is computed and stored once. A finished chain leaves its place to the next
+one, so the batch stays full to the end. Each chain draws from its own random stream, so what it says does not depend on
+its neighbours (exactly so in fp32 up to ties; rounding in bf16 can tip a choice). Knows nothing of training.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,22 +22,28 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from fcdpo_utils.agent import Chain, Episode, prompt
+from fcdpo_utils.agent import CallFormat, Chain, Episode, prompt
+from fcdpo_utils.functions import Toolset
 from fcdpo_utils.tokens import encode_text, render
-from fcdpo_utils.trees import causal_weights
+from fcdpo_utils.tool_calls import read_message
 
 ATTENTION = "shared_prefix"
-_GROWTH = 64  # cache positions allocated at a time
+_GROWTH = 64  # cache positions allocated at a time; products with a part of a buffer would copy it
+_PAIRS = 1 << 20  # of a query with a key, in one padded group of chunks: bounds its memory
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy. A turn longer than `turn_tokens` is cut and judged as it is."""
+    """`temperature` 0 is greedy. A turn longer than `turn_tokens` is cut and judged as it is.
+
+    `call_format` "tools" lists the functions by the model's own chat template and reads its JSON calls.
+    """
 
     temperature: float = 0.0
     turn_tokens: int = 64
     batch_size: int = 64
     seed: int = 0
+    call_format: CallFormat = "python"
 
 
 @dataclass
@@ -49,18 +58,32 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Chunks:
+    """Rows that feed several tokens, of similar lengths, padded to the longest.
+
+    `rows`: (c,), their cache rows. `tokens`: (c, length), places in the packed row. `real`: the same shape, False at
+    padding. `visible`: (c, length, slots), what each token sees of its own cache row.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    real: Tensor
+    visible: Tensor
+
+
+@dataclass(frozen=True)
 class _Plan:
     """Which tokens of the packed row (length n) belong to which cache row.
 
     `rows`, `slots`: (n,), where each token is cached. `last`: (batch,), each row's last token in the packed row.
-    `visible`: (batch, slots), what that last token sees. `chunks`: (row, start, end, cached) of rows that feed several.
+    `visible`: (batch, slots), what that last token sees.
     """
 
     rows: Tensor
     slots: Tensor
     last: Tensor
     visible: Tensor
-    chunks: tuple[tuple[int, int, int, int], ...]
+    chunks: tuple[_Chunks, ...]
 
 
 class _RowLayer(CacheLayerMixin):
@@ -85,10 +108,10 @@ class _RowLayer(CacheLayerMixin):
         batch, slots = plan.visible.shape
         for index, new in enumerate((keys, values)):
             if len(self.buffers) <= index:
-                self.buffers.append(new.new_zeros(batch, new.shape[1], slots + _GROWTH, new.shape[3]))
-            elif self.buffers[index].shape[2] < slots:
-                old = self.buffers[index]
-                self.buffers[index] = torch.cat([old, old.new_zeros(*old.shape[:2], _GROWTH + slots, old.shape[3])], 2)
+                self.buffers.append(new.new_zeros(batch, new.shape[1], slots, new.shape[3]))
+            elif (old := self.buffers[index]).shape[2] < slots:
+                more = old.new_zeros(*old.shape[:2], slots - old.shape[2], old.shape[3])
+                self.buffers[index] = torch.cat([old, more], dim=2)
             self.buffers[index][plan.rows, :, plan.slots] = new[0].transpose(0, 1)
 
     def freeze_prefix(self, length: int) -> None:
@@ -129,36 +152,35 @@ def shared_prefix_attention(
     kv_heads, dim = key.shape[1], key.shape[3]
     query = (query[0] * (dim**-0.5 if scaling is None else scaling)).unflatten(0, (kv_heads, -1))
     output = query.new_empty(query.shape[2], query.shape[0] * query.shape[1], dim)
-    output[plan.last] = _last_tokens(query[:, :, plan.last], layer, plan.visible).flatten(1, 2)
-    for row, start, end, cached in plan.chunks:
-        keys, values = (_history(layer, index, row, cached + end - start) for index in (0, 1))
-        weights = causal_weights(query[:, :, start:end], keys)
-        output[start:end] = (weights @ values).view(kv_heads, -1, end - start, dim).permute(2, 0, 1, 3).flatten(1, 2)
+    output[plan.last] = _attend(query[:, :, plan.last, None], layer.buffers, layer.prefix, plan.visible[:, None])[:, 0]
+    for chunk in plan.chunks:
+        own = [buffer[chunk.rows] for buffer in layer.buffers]
+        attended = _attend(query[:, :, chunk.tokens], own, layer.prefix, chunk.visible)
+        output[chunk.tokens[chunk.real]] = attended[chunk.real]
     return output[None], None
 
 
-def _history(layer: _RowLayer, index: int, row: int, length: int) -> Tensor:
-    """Keys (0) or values (1) that one row has seen, (kv_heads, prefix + length, dim)."""
-    own = layer.buffers[index][row, :, :length]
-    return own if layer.prefix is None else torch.cat([layer.prefix[index], own], dim=1)
+def _attend(query: Tensor, own: list[Tensor], prefix: tuple[Tensor, Tensor] | None, visible: Tensor) -> Tensor:
+    """Some queries of each row over the row's own cache and the shared prefix.
 
-
-def _last_tokens(query: Tensor, layer: _RowLayer, visible: Tensor) -> Tensor:
-    """One query per row, (kv_heads, groups, batch, dim) -> (batch, kv_heads, groups, dim).
-
-    Grouped heads are never copied, and the prefix meets the queries of all rows in one product.
+    query: (kv_heads, groups, rows, length, dim); own keys and values: (rows, kv_heads, slots, dim); prefix: the same
+    without rows; visible: (rows, length, slots). Returns (rows, length, heads, dim). Grouped heads are never copied,
+    and the prefix meets the queries of all rows in one product.
     """
-    (kv_heads, groups, batch, dim), slots = query.shape, visible.shape[1]
-    keys, values = (buffer[:, :, :slots] for buffer in layer.buffers)
-    scores = query.permute(2, 0, 1, 3) @ keys.transpose(2, 3)
+    kv_heads, groups, rows, length, dim = query.shape
+    by_row = query.permute(2, 0, 1, 3, 4)
+    scores = (by_row.reshape(rows, kv_heads, -1, dim) @ own[0].transpose(2, 3)).unflatten(2, (groups, length))
     scores.masked_fill_(~visible[:, None, None], -torch.inf)
-    if layer.prefix is None:
-        return scores.softmax(-1) @ values
-    shared = (query.reshape(kv_heads, -1, dim) @ layer.prefix[0].transpose(1, 2)).view(kv_heads, groups, batch, -1)
-    weights = torch.cat([shared.permute(2, 0, 1, 3), scores], dim=-1).softmax(-1)
-    before, own = weights.split([shared.shape[-1], slots], dim=-1)
-    prefix = (before.permute(1, 2, 0, 3).reshape(kv_heads, -1, shared.shape[-1]) @ layer.prefix[1]).view(query.shape)
-    return own @ values + prefix.permute(2, 0, 1, 3)
+    if prefix is not None:
+        shared = (query.reshape(kv_heads, -1, dim) @ prefix[0].transpose(1, 2)).unflatten(1, (groups, rows, length))
+        scores = torch.cat([shared.permute(2, 0, 1, 3, 4), scores], dim=-1)
+    weights = scores.softmax(-1)
+    before, weights = weights.split([weights.shape[-1] - visible.shape[2], visible.shape[2]], dim=-1)
+    output = (weights.flatten(2, 3) @ own[1]).unflatten(2, (groups, length))
+    if prefix is not None:
+        shared = before.permute(1, 2, 0, 3, 4).reshape(kv_heads, -1, before.shape[-1]) @ prefix[1]
+        output = output + shared.unflatten(1, (groups, rows, length)).permute(2, 0, 1, 3, 4)
+    return output.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
@@ -168,13 +190,13 @@ class _Batch:
     """The rows of one batch and their cache; `offset` is the length of the shared prefix."""
 
     def __init__(self, model: PreTrainedModel, rows: list[_Row], prefix: list[int]):
-        self.model, self.rows, self.offset = model, rows, 0
+        self.model, self.rows, self.offset, self.slots = model, rows, 0, 0
         self.cache = Cache(layers=[_RowLayer() for _ in range(model.config.num_hidden_layers)])
         if prefix:
             self._feed([_Row(rows[0].episode, rows[0].stream, prefix)])
             for layer in self.cache.layers:
                 layer.freeze_prefix(len(prefix))
-            self.offset = len(prefix)
+            self.offset, self.slots = len(prefix), 0
 
     def advance(self) -> Tensor:
         """Feed what every row has pending; returns next-token logits, (rows, vocabulary) in float32."""
@@ -189,7 +211,7 @@ class _Batch:
         ids, owners, slots, last, chunks = [], [], [], [], []
         for index, row in enumerate(rows):
             if len(row.pending) > 1:
-                chunks.append((index, len(ids), len(ids) + len(row.pending), row.cached))
+                chunks.append((len(row.pending), index, len(ids), row.cached))
             ids += row.pending
             owners += [index] * len(row.pending)
             slots += range(row.cached, row.cached + len(row.pending))
@@ -198,7 +220,8 @@ class _Batch:
             row.pending = []
         device = self.model.device
         lengths = torch.tensor([row.cached for row in rows])
-        visible = (torch.arange(int(lengths.max())) < lengths[:, None]).to(device)
+        self.slots = max(self.slots, -(-int(lengths.max()) // _GROWTH) * _GROWTH)
+        visible = (torch.arange(self.slots) < lengths[:, None]).to(device)
         places = [torch.tensor(x, device=device) for x in (owners, slots, last)]
         output = self.model(
             input_ids=torch.tensor([ids], device=device),
@@ -207,9 +230,30 @@ class _Batch:
             use_cache=True,
             logits_to_keep=places[2],
             cache=self.cache,
-            plan=_Plan(*places, visible, tuple(chunks)),
+            plan=_Plan(*places, visible, tuple(self._grouped(chunks))),
         )
         return output.logits[0].float()
+
+    def _grouped(self, chunks: list[tuple[int, int, int, int]]) -> Iterator[_Chunks]:
+        """Chunks (length, row, start, cached) in groups of similar length."""
+        group: list[tuple[int, int, int, int]] = []
+        for chunk in sorted(chunks):
+            pairs = (len(group) + 1) * chunk[0] * (self.slots + self.offset)
+            if group and (chunk[0] > 2 * group[0][0] or pairs > _PAIRS):
+                yield self._padded(group)
+                group = []
+            group.append(chunk)
+        if group:
+            yield self._padded(group)
+
+    def _padded(self, group: list[tuple[int, int, int, int]]) -> _Chunks:
+        lengths, rows, starts, cached = torch.tensor(group, device=self.model.device).T
+        place = torch.arange(int(lengths.max()), device=self.model.device)[None]
+        real = place < lengths[:, None]
+        seen = cached[:, None] + place
+        slots = torch.arange(self.slots, device=self.model.device)
+        tokens = starts[:, None] + place.minimum(lengths[:, None] - 1)
+        return _Chunks(rows, tokens, real, slots <= seen[:, :, None])
 
 
 def rollout(
@@ -219,54 +263,71 @@ def rollout(
     sampling: Sampling = Sampling(),
     samples: Sequence[int] | None = None,
     on_finished: Callable[[Episode], None] = lambda episode: None,
+    admit: Callable[[], bool] = lambda: True,
 ) -> list[Chain]:
-    """Let `model` act in every episode; returns their chains in the order given.
+    """Let `model` act in every episode; returns the chains of those that were started, in the order given.
 
     `samples` numbers the episodes of a same problem (its random stream is seeded with seed, problem and sample).
-    `on_finished` is called with each episode as it ends. Chains that would overflow the model's context are cut.
+    `on_finished` is called with each episode as it ends; `admit` before each starts: once it says no, no more do.
+    Chains that would overflow the model's context are cut. Raises ValueError where `call_format` is "tools" and the
+    chat template knows no tools.
     """
     numbers = samples or [0] * len(episodes)
+    rows = [
+        _Row(episode, random.Random(f"{sampling.seed}/{episode.problem.id}/{number}"), [])
+        for episode, number in zip(episodes, numbers, strict=True)
+    ]
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     before, inner.config._attn_implementation = inner.config._attn_implementation, ATTENTION
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for start in range(0, len(episodes), sampling.batch_size):
-                batch = slice(start, start + sampling.batch_size)
-                rows = [
-                    _Row(episode, random.Random(f"{sampling.seed}/{episode.problem.id}/{number}"), [])
-                    for episode, number in zip(episodes[batch], numbers[batch], strict=True)
-                ]
-                _run_batch(inner, tokenizer, rows, sampling, on_finished)
+            for tools, group in groupby(rows, lambda row: row.episode.tools):  # one static prompt each
+                chat = Chat(tokenizer, sampling.call_format, tools)
+                _run(inner, chat, list(group), sampling, on_finished, admit)
     finally:
         inner.config._attn_implementation = before
         model.train(was_training)
-    return [episode.chain() for episode in episodes]
+    return [row.episode.chain() for row in rows if row.episode.finished]
 
 
-def _run_batch(
+def _run(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     rows: list[_Row],
     sampling: Sampling,
     on_finished: Callable[[Episode], None],
+    admit: Callable[[], bool],
 ) -> None:
-    prompts = [_prompt_ids(tokenizer, row.episode) for row in rows]
-    shared = _common_prefix(prompts)
-    for row, ids in zip(rows, prompts, strict=True):
-        row.pending = ids[shared:]
-    batch = _Batch(model, rows, prompts[0][:shared])
-    turn_ends = _end_of_turn_ids(tokenizer)
+    """`batch_size` rows at a time; the next one takes the place of one that finished."""
+    asked = {row.episode.problem.id: row.episode for row in rows}  # many samples, one prompt
+    prompts = {name: chat.prompt_ids(episode) for name, episode in asked.items()}
+    shared = _common_prefix(list(prompts.values()))
+    waiting = deque(rows)
+
+    def start() -> _Row:
+        row = waiting.popleft()
+        ids = prompts[row.episode.problem.id]
+        row.pending, row.episode.usage.read = ids[shared:], len(ids)
+        return row
+
+    started = [start() for _ in range(min(sampling.batch_size, len(rows))) if admit()]
+    if not started:
+        return
+    batch = _Batch(model, started, next(iter(prompts.values()))[:shared])
     room = model.config.max_position_embeddings - batch.offset - sampling.turn_tokens
     while batch.rows:
         for row, token in zip(batch.rows, _choose(batch.advance(), batch.rows, sampling), strict=True):
             row.turn.append(token)
             row.pending = [token]
-            if token in turn_ends or len(row.turn) >= sampling.turn_tokens:
-                _end_turn(tokenizer, row, turn_ends, room)
+            if token in chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
+                _end_turn(chat, row, room)
                 if row.episode.finished:
                     on_finished(row.episode)
+        for index, row in enumerate(batch.rows):
+            if row.episode.finished and waiting and admit():
+                batch.rows[index] = start()
         alive = [index for index, row in enumerate(batch.rows) if not row.episode.finished]
         if len(alive) < len(batch.rows):
             batch.keep(alive)
@@ -281,34 +342,60 @@ def _choose(logits: Tensor, rows: list[_Row], sampling: Sampling) -> list[int]:
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).clamp_(max=logits.shape[1] - 1)[:, 0].tolist()
 
 
-def _end_turn(tokenizer: PreTrainedTokenizerBase, row: _Row, turn_ends: set[int], room: int) -> None:
+def _end_turn(chat: Chat, row: _Row, room: int) -> None:
     """Run the finished turn as a call and queue the template's text up to the next assistant turn."""
-    ended = row.turn[-1] in turn_ends
-    step = row.episode.step(tokenizer.decode(row.turn[: len(row.turn) - ended], skip_special_tokens=False))
-    between = _between_turns(tokenizer, step.result)
+    ended = row.turn[-1] in chat.turn_ends
+    step = row.episode.step(chat.read(row.turn[: len(row.turn) - ended]))
+    between = chat.between_turns(step.result)
     # the template's own end of turn, whichever token the model said
     row.pending = between if ended else [*row.pending, *between]
+    row.episode.usage.written += len(row.turn)
+    row.episode.usage.read += len(between)
     row.turn = []
     row.episode.cut = row.cached + len(row.pending) >= room
 
 
-def _between_turns(tokenizer: PreTrainedTokenizerBase, result: str) -> list[int]:
-    """End of turn, the result as a user turn, and the opening of the next assistant turn."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!call!"}]
-    before = render(tokenizer, turns)
-    after = render(tokenizer, [*turns, {"role": "user", "content": result}], generate=True)
-    return encode_text(tokenizer, after[before.rindex("!call!") + len("!call!") :])
+class Chat:
+    """A tokenizer's chat template with one toolset: the prompt, what stands between turns, and reading a turn."""
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, call_format: CallFormat, tools: type[Toolset]):
+        self.tokenizer, self.call_format, self.tools = tokenizer, call_format, tools
+        self.schemas = tools.schemas() if call_format == "tools" else None
+        question = [{"role": "user", "content": "?"}]
+        if self.schemas and self._render(question) == render(tokenizer, question, generate=True):
+            raise ValueError("its chat template has no tool calls; use teacher.call_format=python")
+        self.close = self._after_reply({"role": "assistant", "content": "!call!"}, "user", "?")[0]
+        # the token that closes an assistant turn in this template, and the tokenizer's own end of text
+        self.turn_ends = {self.close, tokenizer.eos_token_id}
+        self.between_turns = cache(self._between_turns)  # results such as "Noted" recur
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, episode: Episode) -> list[int]:
-    return encode_text(
-        tokenizer, render(tokenizer, prompt(episode.task, episode.problem, episode.toolset), generate=True)
-    )
+    def prompt_ids(self, episode: Episode) -> list[int]:
+        messages = prompt(episode.task, episode.problem, episode.toolset, self.call_format)
+        return encode_text(self.tokenizer, self._render(messages))
 
+    def read(self, turn: list[int]) -> str:
+        """The call that a turn's tokens say, without the one that closed it."""
+        text = self.tokenizer.decode(turn, skip_special_tokens=False)
+        return read_message(self.tools, text) if self.schemas else text
 
-def _end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The token that closes an assistant turn in this template, and the tokenizer's own end of text."""
-    return {_between_turns(tokenizer, "?")[0], tokenizer.eos_token_id}
+    def _between_turns(self, result: str) -> list[int]:
+        """End of turn, the result, and the opening of the next assistant turn."""
+        if not self.schemas:
+            return self._after_reply({"role": "assistant", "content": "!call!"}, "user", result)
+        asked = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {"x": "!call!"}}}
+        reply = {"role": "assistant", "content": "", "tool_calls": [asked]}
+        ids = self._after_reply(reply, "tool", result)
+        return ids[ids.index(self.close) :]  # the model itself wrote what closes the JSON
+
+    def _after_reply(self, reply: dict[str, Any], role: str, result: str) -> list[int]:
+        answer = {"role": role, "content": result}
+        if role == "tool":
+            answer |= {"tool_call_id": "call00001", "name": "f"}
+        text = self._render([{"role": "user", "content": "?"}, reply, answer])
+        return encode_text(self.tokenizer, text[text.index("!call!") + len("!call!") :])
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        return render(self.tokenizer, messages, generate=True, tools=self.schemas)
 
 
 def _common_prefix(prompts: list[list[int]]) -> int:

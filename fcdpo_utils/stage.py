@@ -43,21 +43,23 @@ class Stage:
         return store.require(self.run_dir / name, made_by)
 
     def progress(self, label: str) -> Callable[[int, int], None]:
-        """A function (done, total) that keeps the run's status line up to date and prints sparsely by itself."""
+        """A function (done, total, note) that keeps the run's status line up to date and prints sparsely by itself."""
         started, first = time.monotonic(), [-1]
         last_print = [started]
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, note: str = "") -> None:
             now = time.monotonic()
             if first[0] < 0:
                 first[0] = done - 1  # what an earlier run had done took no time
-            left = (now - started) / max(done - first[0], 1) * (total - done)
-            status = {"stage": self.name, "label": label, "done": done, "total": total, "left_seconds": round(left)}
+            each = (now - started) / max(done - first[0], 1)
+            left, rate = each * (total - done), f", {1 / max(each, 1e-3):.1f}/s" if each < 30 else ""
+            text = f"{label} {done}/{total}{note and f', {note}'}{rate}"
+            status = {"stage": self.name, "text": text, "left_seconds": round(left)}
             with suppress(OSError):  # a status line is not worth dying for
                 (self.run_dir / "progress.json").write_text(json.dumps(status), encoding="utf-8")
             if now - last_print[0] > 30 or done == total:
                 last_print[0] = now
-                print(f"{label}: {done}/{total}, {format_seconds(left)} left", flush=True)
+                print(f"{text}, {format_seconds(left)} left", flush=True)
 
         return report
 

@@ -7,10 +7,11 @@ character spans to tokens, so it works for any template whose rendering only eve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,14 @@ class Tokens:
     prompt_length: int
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], generate: bool = False) -> str:
-    """The chat as text; `generate` appends what opens an assistant turn."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    generate: bool = False,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """The chat as text; `generate` appends what opens an assistant turn, `tools` are JSON schemas for the template."""
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

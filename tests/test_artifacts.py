@@ -23,7 +23,7 @@ from fcdpo_utils.artifacts import (
 )
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.rollout import _between_turns, _prompt_ids
+from fcdpo_utils.rollout import Chat
 from fcdpo_utils.tasks import TASKS, Problem, make_problems
 from fcdpo_utils.tokens import encode_chat
 
@@ -31,7 +31,7 @@ SMOKE = load_settings("smoke")
 SHORT = load_settings("smoke", ["evaluation.turn_tokens=8", "limits.calls=2"])
 
 
-def silent(done: int, total: int) -> None:
+def silent(done: int, total: int, note: str) -> None:
     """No progress."""
 
 
@@ -137,7 +137,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     def evaluate(settings: Settings, identity: str = "a") -> tuple[list[Chain], int]:
         made = []
         chains = evaluate_student(
-            tiny_model, tokenizer, test, settings, path, identity, lambda done, total: made.append(done)
+            tiny_model, tokenizer, test, settings, path, identity, lambda done, *_: made.append(done)
         )
         return chains, len(made)
 
@@ -159,7 +159,9 @@ def test_the_agents_view_and_the_trainers_view_of_a_chain_are_the_same_tokens(
     for completion in preferences.completions[:20]:
         problem = by_id[completion.problem_id]
         trained = encode_chat(tokenizer, prompts[problem.id] + completion.chain.messages())
-        fed = list(_prompt_ids(tokenizer, Episode(TASKS[problem.task], problem)))
+        episode = Episode(TASKS[problem.task], problem)
+        chat = Chat(tokenizer, "python", episode.tools)
+        fed = list(chat.prompt_ids(episode))
         for step in completion.chain.steps:
-            fed += tokenizer(step.call, add_special_tokens=False)["input_ids"] + _between_turns(tokenizer, step.result)
+            fed += tokenizer(step.call, add_special_tokens=False)["input_ids"] + chat.between_turns(step.result)
         assert list(trained.ids) == fed[: len(trained.ids)]

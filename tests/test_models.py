@@ -51,6 +51,22 @@ def test_a_student_that_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_gguf_file_is_a_model_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    package = Path(models.importlib.util.find_spec(models.EMBEDDED_PACKAGE).submodule_search_locations[0])
+    source = str(next(package.rglob("*.gguf")))
+    (from_file, own), (converted, _) = (
+        load_student(StudentSettings(source=name, dtype="float32")) for name in (source, "embedded")
+    )
+    assert own.apply_chat_template([{"role": "user", "content": "Hi"}]) == tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}]
+    )
+    ids = tokenizer("The capital of France is", return_tensors="pt").to(converted.device)
+    with torch.no_grad():
+        assert torch.equal(from_file(**ids).logits, converted(**ids).logits)
+    with pytest.raises(ModelError, match=r"a \.gguf file is loaded dequantised; set four_bit to false"):
+        load_student(StudentSettings(source=source, four_bit=True))
+
+
 def test_a_local_folder_is_a_student_too(tmp_path: Path) -> None:
     shutil.copytree(embedded_student(), tmp_path / "copy")
     model, _ = load_student(StudentSettings(source=str(tmp_path / "copy"), dtype="bfloat16"))

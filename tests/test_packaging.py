@@ -17,7 +17,7 @@ from fcdpo_utils.profiles import load_settings
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "store provenance profiles calls functions tokens trees tasks agent rollout teachers "
+    "store provenance profiles calls functions tool_calls tokens trees tasks agent rollout teachers "
     "preferences models dpo evaluation artifacts plots stage pipeline"
 ).split()
 

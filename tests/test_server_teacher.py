@@ -22,6 +22,7 @@ from fcdpo_utils.profiles import load_settings
 from fcdpo_utils.tasks import TASKS, make_problems
 from fcdpo_utils.teachers import Job, Sample, TeacherError
 from fcdpo_utils.teachers.server import ServerTeacher
+from fcdpo_utils.tool_calls import as_request
 
 TASK = TASKS["arithmetic"]
 PROBLEMS = TASK.generate(8, "train", seed=3, levels=(2, 3))
@@ -59,9 +60,18 @@ class Handler(BaseHTTPRequestHandler):
             choice["message"]["content"] = ""
         if fault == "length":
             choice["finish_reason"], choice["message"]["content"] = "length", call[:-2]
-        body = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
-        if fault == "no choices":
-            body["choices"] = []
+        if "tools" in request:
+            asked = as_request(type(TASK.start(PROBLEMS[0])), call)
+            function = {"name": asked["name"], "arguments": json.dumps(asked["arguments"])}
+            tool_call = {"id": "call00001", "type": "function", "function": function}
+            choice["message"] = {"role": "assistant", "content": "Let me see.", "tool_calls": [tool_call]}
+        asked, most = request.get("n", 1), self.server.most_choices
+        if asked > 1 and most == 0:
+            return "n must be 1", 400
+        count = 0 if fault == "no choices" else max(1, min(asked, most))
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"]}
+        body |= {"choices": [choice | {"index": index} for index in range(count)]}
+        body |= {"usage": {"prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count}}
         text = json.dumps(body)
         return {"truncated": text[: len(text) // 2], "html": "<html>transport text</html>"}.get(fault, text), 200
 
@@ -84,7 +94,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    running.requests, running.faults, running.say = [], iter(()), None
+    running.requests, running.faults, running.say, running.most_choices = [], iter(()), None, 1
     running.daemon_threads = True
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield running
@@ -115,12 +125,87 @@ def test_all_chains_are_the_models(server: ThreadingHTTPServer) -> None:
 
 
 def test_the_static_text_comes_first_and_every_request_has_a_seed_of_its_own(server: ThreadingHTTPServer) -> None:
-    run(teacher_of(server))
+    run(teacher_of(server, temperature=0.0))  # without one request for several
     requests = [request for request, _ in server.requests]
     starts = {request["messages"][0]["content"].partition("Problem:")[0] for request in requests}
     first = [request["seed"] for request in requests if len(request["messages"]) == 1]
     assert all(len(start) > 300 for start in starts) and len({s.split("Example")[0] for s in starts}) == 1
     assert len(set(first)) == len(first) == 16
+
+
+def openings(server: ThreadingHTTPServer) -> list[int]:
+    """The n of every request for a first call."""
+    return [request.get("n", 1) for request, _ in server.requests if len(request["messages"]) == 1]
+
+
+@pytest.mark.parametrize(
+    ("most_choices", "asked"),
+    [
+        (16, [4] * 8),
+        (3, [4, 1] * 8),  # topped up
+        (1, None),  # `n` ignored: asked for a few times at most, by requests already under way
+        (0, None),  # refused
+    ],
+)
+def test_first_calls_of_a_problems_samples_come_in_one_request(
+    server: ThreadingHTTPServer, most_choices: int, asked: list[int] | None
+) -> None:
+    server.most_choices = most_choices
+    made = run(teacher_of(server, parallel=4), each=4)
+    assert len(made) == 32 and all(s.chain == gold_chain(s) for s in made.values())
+    if asked is None:
+        assert openings(server).count(4) == 1 and openings(server).count(1) in (31, 32)
+    else:
+        assert sorted(openings(server)) == sorted(asked)
+
+
+def test_greedy_samples_are_asked_for_one_by_one(server: ThreadingHTTPServer) -> None:
+    server.most_choices = 16
+    run(teacher_of(server, temperature=0.0))
+    assert openings(server) == [1] * 16
+
+
+def test_tokens_are_counted_once(server: ThreadingHTTPServer) -> None:
+    server.most_choices = 16
+    made = run(teacher_of(server), each=2)
+    sent = len(server.requests)
+    assert sum(s.usage.read for s in made.values()) == 100 * sent
+    assert sum(s.usage.written for s in made.values()) == 10 * sum(len(s.chain.steps) for s in made.values())
+
+
+def test_native_tool_calls_give_the_same_chains(server: ThreadingHTTPServer) -> None:
+    made = run(teacher_of(server, call_format="tools"))
+    assert len(made) == 16 and all(s.chain == gold_chain(s) for s in made.values())
+    request = server.requests[-1][0]
+    roles = [message["role"] for message in request["messages"]]
+    assert roles == ["user"] + ["assistant", "tool"] * (len(roles) // 2)
+    assert [tool["function"]["name"] for tool in request["tools"]][:4] == ["Sum", "Subtract", "Multiply", "Divide"]
+    assert request["messages"][1]["tool_calls"][0]["id"] == request["messages"][2]["tool_call_id"]
+
+
+def test_a_server_that_restarts_in_mid_run_costs_no_chain(server: ThreadingHTTPServer) -> None:
+    """For half a second nothing listens; then another process would take the port."""
+    made: dict[tuple[str, int], Sample] = {}
+    again: list[ThreadingHTTPServer] = []
+
+    def restart() -> None:
+        server.shutdown()
+        server.server_close()
+        time.sleep(0.5)
+        again.append(ThreadingHTTPServer(server.server_address, Handler))
+        vars(again[0]).update({name: vars(server)[name] for name in ("requests", "faults", "say", "most_choices")})
+        again[0].serve_forever()
+
+    def keep(sample: Sample) -> None:
+        made[sample.problem.id, sample.number] = sample
+        if len(made) == 5:
+            threading.Thread(target=restart, daemon=True).start()
+
+    jobs = [Job(TASK, problem, number) for problem in PROBLEMS for number in range(8)]
+    teacher_of(server, first_wait=0.1, parallel=4).run(jobs, keep)
+    assert len(made) == 64 and all(s.chain == gold_chain(s) for s in made.values())
+    assert again
+    again[0].shutdown()
 
 
 def test_faults_are_retried_and_never_become_an_answer(server: ThreadingHTTPServer) -> None:
@@ -191,7 +276,7 @@ def test_an_interrupt_stops_the_requests(server: ThreadingHTTPServer) -> None:
 @pytest.mark.parametrize(
     "status, line",
     [
-        ("400", "the server refuses the request; check teacher.model"),
+        ("400", "the server refuses the request; check teacher.model, and"),
         ("405", "check teacher.base_url and teacher.model"),
         ("401", "the key is not accepted; set OPENAI_API_KEY"),
         ("403", "the key may not use this model"),
@@ -242,11 +327,11 @@ def test_a_broken_run_makes_only_what_is_missing(server: ThreadingHTTPServer, tm
     settings, path = settings_of(server, "teacher.samples=3"), tmp_path / "chains.jsonl"
     server.faults = iter([None] * 60 + ["401"])
     with pytest.raises(TeacherError):
-        make_chains(path, PROBLEMS, settings, lambda done, total: None)
+        make_chains(path, PROBLEMS, settings, lambda *_: None)
     path.write_bytes(path.read_bytes()[:-30])  # killed while it wrote
     before = len(store.read(path, repair=True))
     assert 0 < before < 24
-    make_chains(path, PROBLEMS, settings, lambda done, total: None)
+    make_chains(path, PROBLEMS, settings, lambda *_: None)
     keys = [(record["problem_id"], record["number"]) for record in store.read(path)]
     assert len(keys) == len(set(keys)) == 24
     assert KEY not in path.read_text()
@@ -267,11 +352,41 @@ def test_a_hostile_model_cannot_change_roles_or_break_the_store(server: Threadin
     for number, text in enumerate(hostile):
         path = tmp_path / f"{number}.jsonl"
         server.say, server.requests = text, []
-        make_chains(path, PROBLEMS[:2], settings, lambda done, total: None)
+        make_chains(path, PROBLEMS[:2], settings, lambda *_: None)
         sent = [m["content"] for request, _ in server.requests for m in request["messages"][1:]]
         assert len(store.read(path)) == 2 and not any(record["sound"] for record in store.read(path))
         assert all("<|" not in text and "\n" not in text and len(text) <= 2_000 for text in sent)
         assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "made"),
+    [
+        ("teacher.max_chains=5", 5),
+        ("teacher.max_tokens=2000", None),
+        ("teacher.max_cost=0.002 teacher.prices=[1,1]", None),  # of a million tokens: 2,000 tokens
+    ],
+)
+def test_a_budget_ends_the_run_and_counts_what_earlier_runs_spent(
+    server: ThreadingHTTPServer, tmp_path: Path, capsys: pytest.CaptureFixture, limit: str, made: int | None
+) -> None:
+    settings, path = settings_of(server, "teacher.samples=3", *limit.split()), tmp_path / "chains.jsonl"
+    make_chains(path, PROBLEMS, settings, lambda *_: None)
+    records = store.read(path)
+    spent = sum(sum(record["tokens"]) for record in records)
+    assert len(records) == made or (made is None and 2000 <= spent < 2000 + 4 * 800)  # four under way
+    name, _, value = limit.split()[0].partition("=")
+    assert f"stopped at {name}={value}: {len(records)} chains, {spent:,} tokens" in capsys.readouterr().out
+    before = len(server.requests)
+    make_chains(path, PROBLEMS, settings, lambda *_: None)
+    assert len(server.requests) == before and store.read(path) == records
+
+
+def test_progress_tells_how_it_goes(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    lines: list[tuple[int, int, str]] = []
+    make_chains(tmp_path / "c", PROBLEMS, settings_of(server, "teacher.samples=1"), lambda *line: lines.append(line))
+    spent = sum(sum(record["tokens"]) for record in store.read(tmp_path / "c"))
+    assert lines[-1] == (8, 8, f"100 % sound, {spent:,} tokens")
 
 
 def test_sampling_stops_at_enough_chains_of_each_kind(tmp_path: Path) -> None:
@@ -279,12 +394,12 @@ def test_sampling_stops_at_enough_chains_of_each_kind(tmp_path: Path) -> None:
     options = ["teacher.samples=40", "teacher.enough=2", "teacher.parallel=6"]
     settings, path = load_settings("smoke", options), tmp_path / "chains.jsonl"
     problems = make_problems("fol", settings.tasks["fol"], 0)[:3]
-    make_chains(path, problems, settings, lambda done, total: None)
+    make_chains(path, problems, settings, lambda *_: None)
     made = store.read(path)
     for problem in problems:
         mine = [record for record in made if record["problem_id"] == problem.id]
         wrong = {json.dumps(record["steps"]) for record in mine if not record["sound"]}
         assert len(wrong) >= 2 and len(mine) <= 40
     assert len(made) < 120
-    make_chains(path, problems, settings, lambda done, total: None)
+    make_chains(path, problems, settings, lambda *_: None)
     assert store.read(path) == made

@@ -201,8 +201,7 @@ def _watch(process: subprocess.Popen, name: str, index: int, folder: Path, later
         except (OSError, ValueError):
             status = {}
         if status.get("stage") == name:
-            left = status["left_seconds"]
-            text = f"{status['label']} {status['done']}/{status['total']}, {format_seconds(left)} left in this step"
+            text = f"{status['text']}, {format_seconds(status['left_seconds'])} left in this step"
         else:
             text = "running"
         place = f"[{index + 1}/{len(manifest.STAGES)}] {name}"

@@ -43,8 +43,8 @@ class TaskSettings(_Group):
 
 
 def _model_source(source: str) -> str:
-    """Hub ids and absolute folders stay; a folder in the checkout becomes absolute."""
-    return str(ROOT / source) if (ROOT / source).is_dir() else source
+    """Hub ids and absolute paths stay; a folder or file in the checkout becomes absolute."""
+    return str(ROOT / source) if (ROOT / source).exists() else source
 
 
 ModelSource = Annotated[str, AfterValidator(_model_source)]
@@ -60,10 +60,23 @@ class TeacherSettings(_Group):
     variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
     model: ModelSource = Field(default="embedded", description="local: as student.source; server: the name it serves")
     four_bit: bool = Field(default=False, description="local: NF4")
+    call_format: Literal["python", "tools"] = Field(
+        default="python", description="local and server: calls as text, or by the model's own tool template"
+    )
     base_url: str = Field(default="http://localhost:8000/v1", description="server: an OpenAI-compatible endpoint")
     temperature: float = Field(default=0.7, ge=0, description="local and server")
     turn_tokens: int = Field(default=128, ge=8, description="local and server: longest message")
     parallel: int = Field(default=64, ge=1, description="local and server: chains that advance together")
+    max_chains: int = Field(default=0, ge=0, description="chains of all problems together; 0: no limit")
+    max_tokens: int = Field(default=0, ge=0, description="tokens read and written; 0: no limit")
+    max_cost: float = Field(default=0.0, ge=0, description="in the currency of prices; 0: no limit")
+    prices: tuple[float, float] = Field(default=(0.0, 0.0), description="of a million tokens read, and written")
+
+    @model_validator(mode="after")
+    def _a_cost_needs_prices(self) -> TeacherSettings:
+        if self.max_cost and not any(self.prices):
+            raise ValueError("teacher.max_cost: needs teacher.prices, of a million tokens read and written")
+        return self
 
 
 class LimitSettings(_Group):
@@ -85,7 +98,7 @@ class PreferenceSettings(_Group):
 class StudentSettings(_Group):
     """The model that learns."""
 
-    source: ModelSource = Field(default="embedded", description="'embedded', a folder, or a hub id")
+    source: ModelSource = Field(default="embedded", description="'embedded', a folder, a hub id, or a .gguf in one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     four_bit: bool = Field(default=False, description="NF4 with double quantisation (QLoRA)")
 
@@ -162,7 +175,7 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        if not place:  # a check of all settings together says everything itself
+        if first["type"] == "value_error":  # a check of several settings together says everything itself
             raise SettingsError(f"setting {first['ctx']['error']}") from None
         got = "" if first["type"] in ("missing", "extra_forbidden") else f", got {first['input']!r}"
         reason = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"][0].lower() + first["msg"][1:]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils.agent import Episode
 from fcdpo_utils.rollout import Sampling, rollout
-from fcdpo_utils.teachers.base import Job, Sample
+from fcdpo_utils.teachers.base import Job, Sample, TeacherError
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,17 @@ class LocalTeacher:
     tokenizer: PreTrainedTokenizerBase
     sampling: Sampling
 
-    def run(self, jobs: Sequence[Job], keep: Callable[[Sample], None]) -> None:
+    def run(
+        self, jobs: Sequence[Job], keep: Callable[[Sample], None], admit: Callable[[], bool] = lambda: True
+    ) -> None:
         episodes = [job.episode() for job in jobs]
         numbers = {id(episode): job.number for episode, job in zip(episodes, jobs, strict=True)}
 
         def finished(episode: Episode) -> None:
-            keep(Sample(episode.problem, numbers[id(episode)], "local", episode.chain()))
+            keep(Sample(episode.problem, numbers[id(episode)], "local", episode.chain(), episode.usage))
 
-        rollout(self.model, self.tokenizer, episodes, self.sampling, [job.number for job in jobs], finished)
+        samples = [job.number for job in jobs]
+        try:
+            rollout(self.model, self.tokenizer, episodes, self.sampling, samples, finished, admit)
+        except ValueError as error:
+            raise TeacherError(f"{self.model.name_or_path}: {error}") from None

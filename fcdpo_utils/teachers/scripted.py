@@ -57,8 +57,12 @@ class ScriptedTeacher:
     variation: float = 0.3
     seed: int = 0
 
-    def run(self, jobs: Sequence[Job], keep: Callable[[Sample], None]) -> None:
+    def run(
+        self, jobs: Sequence[Job], keep: Callable[[Sample], None], admit: Callable[[], bool] = lambda: True
+    ) -> None:
         for job in jobs:
+            if not admit():
+                return
             keep(self.sample(job))
 
     def sample(self, job: Job) -> Sample:
