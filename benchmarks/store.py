@@ -3,8 +3,8 @@
     python benchmarks/store.py [--chains 100000] [--json F]
 
 The chains are the scripted teacher's, 1,000 for each of 100 problems of the profile `paper`, stored as a model's would
-be. Each step is timed in one process of its own, for its peak memory; labelling opens the file again. The bar: under 20 s
-together, and 2 GB.
+be. Each step has a process of its own, for its peak memory; labelling opens the file again. The bar: together under
+20 s and 2 GB.
 """
 
 from __future__ import annotations

@@ -90,13 +90,15 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         unsettled = [p for p in problems if not tally.has_enough(p.id, numbers.start)]
         total = len(asked) + len(unsettled) * (options.samples - numbers.start)  # no more than that
         asked |= {(problem.id, number) for problem in unsettled for number in numbers}
-        jobs = [
-            Job(TASKS[p.task], p, number, toolset_of(settings, p), limits_of(settings))
-            for p in unsettled
-            for number in numbers
-            if (p.id, number) not in tally.made and not budget.ended()
-        ]
-        if jobs:
+        while not budget.ended():  # what is under way may turn out cheaper than was reckoned: then there is room again
+            jobs = [
+                Job(TASKS[p.task], p, number, toolset_of(settings, p), limits_of(settings))
+                for p in unsettled
+                for number in numbers
+                if (p.id, number) not in tally.made
+            ]
+            if not jobs:
+                break
             teacher = teacher or build_teacher(settings)
             teacher.run(jobs, keep, budget.admit)
     if (limit := budget.ended()) and len(tally.made) < len(asked):

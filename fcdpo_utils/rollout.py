@@ -119,8 +119,11 @@ class _RowLayer(CacheLayerMixin):
         self.prefix = tuple(buffer[0, :, :length].contiguous() for buffer in self.buffers)
         self.buffers = []
 
-    def keep(self, rows: Tensor) -> None:
-        self.buffers = [buffer[rows] for buffer in self.buffers]
+    def move(self, sources: list[int], targets: list[int], count: int) -> None:
+        """Copy some rows to the places of others, and keep the first `count`: far less to copy than all that stay."""
+        for buffer in self.buffers:
+            buffer[targets] = buffer[sources]
+        self.buffers = [buffer[:count] for buffer in self.buffers]
 
     def get_seq_length(self) -> int:
         return 0
@@ -202,10 +205,17 @@ class _Batch:
         """Feed what every row has pending; returns next-token logits, (rows, vocabulary) in float32."""
         return self._feed(self.rows)
 
-    def keep(self, alive: list[int]) -> None:
-        self.rows = [self.rows[index] for index in alive]
-        for layer in self.cache.layers:
-            layer.keep(torch.tensor(alive, dtype=torch.long, device=self.model.device))
+    def drop_finished(self) -> None:
+        """The last rows take the places of finished ones."""
+        count = sum(not row.episode.finished for row in self.rows)
+        targets = [index for index in range(count) if self.rows[index].episode.finished]
+        sources = [index for index in range(count, len(self.rows)) if not self.rows[index].episode.finished]
+        for source, target in zip(sources, targets, strict=True):
+            self.rows[target] = self.rows[source]
+        if count < len(self.rows):
+            self.rows = self.rows[:count]
+            for layer in self.cache.layers:
+                layer.move(sources, targets, count)
 
     def _feed(self, rows: list[_Row]) -> Tensor:
         ids, owners, slots, last, chunks = [], [], [], [], []
@@ -328,9 +338,7 @@ def _run(
         for index, row in enumerate(batch.rows):
             if row.episode.finished and waiting and admit():
                 batch.rows[index] = start()
-        alive = [index for index, row in enumerate(batch.rows) if not row.episode.finished]
-        if len(alive) < len(batch.rows):
-            batch.keep(alive)
+        batch.drop_finished()
 
 
 def _choose(logits: Tensor, rows: list[_Row], sampling: Sampling) -> list[int]:

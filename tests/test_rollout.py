@@ -98,6 +98,42 @@ def test_a_finished_chain_leaves_the_batch_and_the_others_go_on(
     assert finished == [chosen[i].id for i in (0, 2, 3, 1)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_next_chain_takes_the_place_of_a_finished_one(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> None:
+    """Of two tasks, with different instructions; what a place held before does not show."""
+
+    def some() -> list[Episode]:
+        asked = problems(5) + problems(3, "fol")
+        return [
+            Episode(TASKS[problem.task], problem, limits=Limits(calls=1 + number % 4, errors=9))
+            for number, problem in enumerate(asked)
+        ]
+
+    def run(size: int) -> list[Chain]:
+        sampling = Sampling(temperature=1.0, turn_tokens=4, batch_size=size)
+        return rollout(tiny_model, tokenizer, some(), sampling)
+
+    assert run(batch_size) == run(8)
+    assert [len(chain.steps) for chain in run(batch_size)] == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_no_chain_starts_once_the_budget_says_no(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    answers = iter([True, True, True, False])
+    chains = rollout(
+        tiny_model,
+        tokenizer,
+        episodes(problems(6), Limits(calls=2, errors=9)),
+        Sampling(temperature=1.0, turn_tokens=3, batch_size=2),
+        admit=lambda: next(answers, False),
+    )
+    assert [chain.problem_id for chain in chains] == [problem.id for problem in problems(3)]
+    assert all(len(chain.steps) == 2 for chain in chains)
+
+
 def test_a_chain_that_would_overflow_the_context_is_cut(
     tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:

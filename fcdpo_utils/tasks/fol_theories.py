@@ -26,6 +26,7 @@ SPLITS = ("train", "test", "ood_words", "ood_depth")
 LEVELS = (1, 2, 3, 4, 5)
 MAX_DRAFTS = 4_000
 JOINED_SHARE = 0.2  # of rules: two conditions
+PRACTISED_SHARE = 0.4  # the same in training, for they are what students misread
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _draft(rng: random.Random, split: str, level: int, label: Label) -> Theory |
     """One random theory, or None when a check rejects it."""
     words = OTHER_WORDS if split == "ood_words" else MAIN_WORDS
     size = (5, 10) if level == 5 else (4, 8)  # more steps need more words
-    draft = _Draft(rng, words, *size)
+    draft = _Draft(rng, words, *size, PRACTISED_SHARE if split == "train" else JOINED_SHARE)
     if level == 4:
         rng.choice([draft.contraposition, draft.disjunction, draft.relation, draft.witness])()
         draft.chain(rng.randint(0, 1))
@@ -139,8 +140,8 @@ def _chained_label(premises: list[Formula], goal: Formula) -> Label:
 class _Draft:
     """Premises under construction; `last` is the most recently derivable literal."""
 
-    def __init__(self, rng: random.Random, words: Vocabulary, nouns: int, adjectives: int):
-        self.rng = rng
+    def __init__(self, rng: random.Random, words: Vocabulary, nouns: int, adjectives: int, joined_share: float):
+        self.rng, self.joined_share = rng, joined_share
         self.name = rng.choice(words.names)
         self.other_name = rng.choice([name for name in words.names if name != self.name])
         self.predicates = rng.sample(words.nouns, nouns) + rng.sample(words.adjectives, adjectives)
@@ -161,11 +162,11 @@ class _Draft:
         """`depth` rules, each firing on the literal before; some with a second condition."""
         for _ in range(depth):
             head, kind = self.new_literal(), self.rng.random()
-            if kind < JOINED_SHARE / 2:
+            if kind < self.joined_share / 2:
                 second = self.new_literal()
                 self.premises.append(Formula((second,)))
                 self._rule((self.last, second), "and", head)
-            elif kind < JOINED_SHARE:
+            elif kind < self.joined_share:
                 self._rule((self.last, self.new_literal()), "or", head)
             else:
                 self._rule((self.last,), "and", head)

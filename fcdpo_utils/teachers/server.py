@@ -139,8 +139,9 @@ class ServerTeacher:
             name = f"{self.seed}/{first.problem.id}/{first.number}/openings"
             with suppress(_GaveUp):  # each chain asks for itself, and says what is wrong
                 try:
-                    openings = await self._ask(work.client, first.episode().tools, messages, name, 1, len(jobs))
-                    work.many = work.many and len(openings) > 1  # else it gives one, whatever is asked
+                    answers = await self._ask(work.client, first.episode().tools, messages, name, 1, len(jobs))
+                    work.many = work.many and len(answers) > 1  # else it gives one, whatever is asked
+                    openings = [answer for answer in answers if answer.text]
                 except _Refused:
                     work.many = False
         for job in jobs:
