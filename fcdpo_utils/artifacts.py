@@ -16,14 +16,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils import store
-from fcdpo_utils.agent import Chain, Episode, Limits, Usage, prompt, run_calls
+from fcdpo_utils.agent import CallFormat, Chain, Episode, Limits, Usage, prompt, run_calls
 from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
 from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
 from fcdpo_utils.provenance import code_digest, weights_state
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
-from fcdpo_utils.teachers import Budget, Job, Sample, ScriptedTeacher, Teacher
+from fcdpo_utils.teachers import Budget, Job, Sample, ScriptedTeacher, Teacher, TeacherError
 from fcdpo_utils.teachers.local import LocalTeacher
 from fcdpo_utils.tokens import Message, Tokens, encode_chat
 
@@ -60,7 +60,8 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     made_by["weights"] = weights_state(options.model) if options.kind == "local" else ""
     if options.kind == "scripted":
         made_by["code"] = code  # remaking its chains costs nothing; those of models are run again instead
-    keys = _keys(problems, settings, store.dump([made_by, settings.limits.model_dump(), settings.seed]))
+    base = store.dump([made_by, settings.limits.model_dump(), settings.seed])
+    keys = _keys(problems, settings, base, options.call_format)
     by_id = {problem.id: problem for problem in problems}
 
     def is_current(record: store.Record) -> bool:
@@ -78,6 +79,8 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
         extra = {"task": sample.problem.task, "key": keys[sample.problem.id], "code": code}
         extra |= {"number": sample.number, "source": sample.source, "tokens": [usage.read, usage.written]}
         record = chain.record(**extra)
+        if (options.max_tokens or options.max_cost) and options.kind == "server" and not usage.written:
+            raise TeacherError("the server tells no token counts; limit teacher.max_chains instead")
         store.append(path, [record])
         tally.add(sample.problem.id, sample.number, chain.sound, record["steps"])
         budget.settle(usage)
@@ -86,8 +89,11 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
 
     teacher: Teacher | None = None
     asked: set[tuple[str, int]] = set()
-    for numbers in _rounds(options, len(problems)):
-        unsettled = [p for p in problems if not tally.has_enough(p.id, numbers.start)]
+    start = 0
+    while start < options.samples:
+        unsettled = [p for p in problems if not tally.has_enough(p.id, start)]
+        numbers = range(start, min(start + _round_size(options, start, len(unsettled)), options.samples))
+        start = numbers.stop
         total = len(asked) + len(unsettled) * (options.samples - numbers.start)  # no more than that
         asked |= {(problem.id, number) for problem in unsettled for number in numbers}
         while not budget.ended():  # what is under way may turn out cheaper than was reckoned: then there is room again
@@ -101,7 +107,7 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
                 break
             teacher = teacher or build_teacher(settings)
             teacher.run(jobs, keep, budget.admit)
-    if (limit := budget.ended()) and len(tally.made) < len(asked):
+    if (limit := budget.ended()) and asked - tally.made:
         spent = f"{len(tally.made)} chains, {budget.tokens:,} tokens, cost {budget.cost:.2f}"
         print(f"stopped at teacher.{limit}={getattr(budget, limit)}: {spent}")
     _put_in_order(path, problems, asked)
@@ -174,15 +180,20 @@ def build_teacher(settings: Settings) -> Teacher:
     return LocalTeacher(*load_student(source), Sampling(*chosen))
 
 
-def _rounds(options: TeacherSettings, problems: int) -> list[range]:
-    """Sample numbers in rounds that keep the teacher busy; one round where nothing stops early."""
-    size = -(-options.parallel // max(problems, 1)) if options.enough else options.samples
-    return [range(start, min(start + size, options.samples)) for start in range(0, options.samples, size)]
+def _round_size(options: TeacherSettings, start: int, unsettled: int) -> int:
+    """Samples of each unsettled problem in the next round: few enough to stop early, many enough to stay busy."""
+    capped = options.max_chains or options.max_tokens or options.max_cost  # a budget is for all problems alike
+    if not (options.enough or capped):
+        return options.samples
+    busy = -(-options.parallel // max(unsettled, 1))
+    return busy if start or capped else max(busy, 2 * options.enough)  # no problem has enough before
 
 
-def _keys(problems: Sequence[Problem], settings: Settings, base: str) -> dict[str, str]:
+def _keys(
+    problems: Sequence[Problem], settings: Settings, base: str, call_format: CallFormat = "python"
+) -> dict[str, str]:
     """For each problem id, a digest of the problem, its prompt and `base`: what its chains depend on."""
-    prompts = prompts_of(problems, settings)
+    prompts = prompts_of(problems, settings, call_format)
     return {p.id: store.digest(store.dump(vars(p)), store.dump(prompts[p.id]), base)[:16] for p in problems}
 
 
@@ -203,9 +214,11 @@ def load_chains(path: Path) -> list[tuple[str, Chain]]:
     return [(record["task"], Chain.from_record(record)) for record in store.read(path)]
 
 
-def prompts_of(problems: Sequence[Problem], settings: Settings) -> dict[str, list[Message]]:
+def prompts_of(
+    problems: Sequence[Problem], settings: Settings, call_format: CallFormat = "python"
+) -> dict[str, list[Message]]:
     """The prompt of each problem, by problem id."""
-    return {p.id: prompt(TASKS[p.task], p, toolset_of(settings, p)) for p in problems}
+    return {p.id: prompt(TASKS[p.task], p, toolset_of(settings, p), call_format) for p in problems}
 
 
 def save_preferences(run_dir: Path, preferences: Preferences, prompts: dict[str, list[Message]]) -> None:

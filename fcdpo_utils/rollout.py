@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -30,6 +31,10 @@ from fcdpo_utils.tool_calls import read_message
 ATTENTION = "shared_prefix"
 _GROWTH = 64  # cache positions allocated at a time; products with a part of a buffer would copy it
 _PAIRS = 1 << 20  # of a query with a key, in one padded group of chunks: bounds its memory
+
+
+class ChatError(Exception):
+    """One line: what the model's chat template cannot do."""
 
 
 @dataclass(frozen=True)
@@ -278,9 +283,8 @@ def rollout(
     """Let `model` act in every episode; returns the chains of those that were started, in the order given.
 
     `samples` numbers the episodes of a same problem (its random stream is seeded with seed, problem and sample).
-    `on_finished` is called with each episode as it ends; `admit` before each starts: once it says no, no more do.
-    Chains that would overflow the model's context are cut. Raises ValueError where `call_format` is "tools" and the
-    chat template knows no tools.
+    `on_finished` is called with each episode as it ends, `admit` before each starts, which may say no. Chains that
+    would overflow the model's context are cut. Raises ChatError where the chat template knows no tool calls.
     """
     numbers = samples or [0] * len(episodes)
     rows = [
@@ -371,11 +375,17 @@ class Chat:
         self.schemas = tools.schemas() if call_format == "tools" else None
         question = [{"role": "user", "content": "?"}]
         if self.schemas and self._render(question) == render(tokenizer, question, generate=True):
-            raise ValueError("its chat template has no tool calls; use teacher.call_format=python")
+            raise ChatError("its chat template has no tool calls; use teacher.call_format=python")
         self.close = self._after_reply({"role": "assistant", "content": "!call!"}, "user", "?")[0]
         # the token that closes an assistant turn in this template, and the tokenizer's own end of text
         self.turn_ends = {self.close, tokenizer.eos_token_id}
         self.between_turns = cache(self._between_turns)  # results such as "Noted" recur
+        try:
+            self.between_turns("?")
+        except (ValueError, TemplateError):  # no end of turn after the call, or no role "tool"
+            raise ChatError(
+                "its chat template cannot continue after a tool call; use teacher.call_format=python"
+            ) from None
 
     def prompt_ids(self, episode: Episode) -> list[int]:
         messages = prompt(episode.task, episode.problem, episode.toolset, self.call_format)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
-from fcdpo_utils.calls import MAX_CALL_CHARACTERS, CallError, parse_call
+from fcdpo_utils.calls import MAX_CALL_CHARACTERS, CallError, one_line, parse_call
 from fcdpo_utils.functions import Toolset
 
 Request = dict[str, Any]  # {"name": ..., "arguments": {...}}
@@ -23,10 +24,8 @@ def as_call(tools: type[Toolset], name: str, arguments: Any) -> str:
     `arguments`: a mapping, or its JSON text. What is no call at all comes back as text that `calls` rejects.
     """
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError, RecursionError):  # cut or broken: no mapping, and so no call
             arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            return f"{name}({arguments}"  # not closed: cut or broken, and so no call
     if not (isinstance(name, str) and name.isidentifier() and isinstance(arguments, dict)):
         return json.dumps([name, arguments], ensure_ascii=False)
     function = tools.functions().get(name)
@@ -40,10 +39,12 @@ def as_call(tools: type[Toolset], name: str, arguments: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A JSON value as Python source; null and objects become what `calls` rejects."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return f"[{', '.join(map(_literal, value))}]" if isinstance(value, list) else repr(value)
+    """A JSON value as Python source; null, objects and nested lists become what `calls` rejects."""
+    if isinstance(value, list):
+        return f"[{', '.join('[]' if isinstance(item, list) else _literal(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def as_request(tools: type[Toolset], call: str) -> Request | None:
@@ -85,13 +86,24 @@ def _request(value: Any) -> tuple[Any, Any] | None:
 
 
 def exchange(tools: type[Toolset], call: str, result: str, number: int) -> list[dict[str, Any]]:
-    """One step of a chain as chat messages: the tool call and its result, or plain text where it was no call."""
+    """One step of a chain as messages of the OpenAI API: the tool call, its arguments as JSON text, and the result.
+
+    Plain text where it was no call. What Python text can hide from `one_line` in escapes is harmless here too.
+    """
     request = as_request(tools, call)
     if request is None:
         return [{"role": "assistant", "content": call}, {"role": "user", "content": result}]
     name = f"call{number:05}"  # nine letters and digits: Mistral's templates insist
-    asked = {"id": name, "type": "function", "function": request}
+    arguments = {key: _harmless(value) for key, value in request["arguments"].items()}
+    function = {"name": request["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    asked = {"id": name, "type": "function", "function": function}
     return [
         {"role": "assistant", "content": "", "tool_calls": [asked]},
         {"role": "tool", "tool_call_id": name, "name": request["name"], "content": result},
     ]
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_harmless, value))
+    return one_line(value, MAX_CALL_CHARACTERS) if isinstance(value, str) else value

@@ -91,7 +91,7 @@ class Teacher(Protocol):
     def run(
         self, jobs: Sequence[Job], keep: Callable[[Sample], None], admit: Callable[[], bool] = lambda: True
     ) -> None:
-        """Make every chain; `keep` is called with each as it ends, `admit` before each starts: a no is final.
+        """Make every chain; `keep` is called with each as it ends, `admit` before each starts, which may say no.
 
         Raises `TeacherError` when some cannot be made.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils.agent import Episode
-from fcdpo_utils.rollout import Sampling, rollout
+from fcdpo_utils.rollout import ChatError, Sampling, rollout
 from fcdpo_utils.teachers.base import Job, Sample, TeacherError
 
 
@@ -32,5 +32,5 @@ class LocalTeacher:
         samples = [job.number for job in jobs]
         try:
             rollout(self.model, self.tokenizer, episodes, self.sampling, samples, finished, admit)
-        except ValueError as error:
+        except ChatError as error:
             raise TeacherError(f"{self.model.name_or_path}: {error}") from None

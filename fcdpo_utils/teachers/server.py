@@ -45,11 +45,13 @@ class _GaveUp(Exception):
 
 
 class _Refused(Exception):
-    """A status that a repetition would not change."""
+    """A status that a repetition would not change; `too_long` when it is about the length of the chat."""
 
-    def __init__(self, status: int):
-        super().__init__(status)
-        self.status = status
+    def __init__(self, error: openai.APIStatusError):
+        super().__init__(error.status_code)
+        self.status = error.status_code
+        text = error.response.text.lower()
+        self.too_long = self.status in (400, 413) and any(word in text for word in ("context", "maximum", "too long"))
 
 
 @dataclass
@@ -111,11 +113,10 @@ class ServerTeacher:
         async with openai.AsyncOpenAI(**options) as client:
             # greedy samples would all be the same, and vLLM refuses to make them
             work = _Work(client, keep, asyncio.Semaphore(self.parallel), many=self.temperature > 0)
-            size = min(_MOST_CHOICES, self.parallel)
             try:
                 async with asyncio.TaskGroup() as group:
                     for _, of_one in groupby(jobs, lambda job: job.problem.id):
-                        while some := list(islice(of_one, size)):
+                        while some := list(islice(of_one, self._choices() if work.many else 1)):
                             started = []
                             for job in some:
                                 await work.places.acquire()
@@ -130,18 +131,22 @@ class ServerTeacher:
                 raise errors.exceptions[0] from None
         return work
 
+    def _choices(self) -> int:
+        """How many to ask for in one request: they wait for each other's places, so not for all of them."""
+        return max(1, min(_MOST_CHOICES, self.parallel // 4))
+
     async def _open(self, work: _Work, jobs: Sequence[Job], start: Callable[[Coroutine], object]) -> None:
         """Samples of one problem: their first messages in one request where that works, then each goes its way."""
         first, many = jobs[0], work.many and len(jobs) > 1
         openings: list[_Answer] = []
         if many:
             messages = prompt(first.task, first.problem, first.toolset, self.call_format)
-            name = f"{self.seed}/{first.problem.id}/{first.number}/openings"
+            name = f"{self.seed}/{first.problem.id}/{[job.number for job in jobs]}/openings"
             with suppress(_GaveUp):  # each chain asks for itself, and says what is wrong
                 try:
                     answers = await self._ask(work.client, first.episode().tools, messages, name, 1, len(jobs))
-                    work.many = work.many and len(answers) > 1  # else it gives one, whatever is asked
                     openings = [answer for answer in answers if answer.text]
+                    work.many = work.many and len(openings) != 1  # one, whatever is asked: not again
                 except _Refused:
                     work.many = False
         for job in jobs:
@@ -173,7 +178,7 @@ class ServerTeacher:
             try:
                 answer = opening or (await self._ask(client, episode.tools, messages, name, self.attempts))[0]
             except _Refused as error:
-                episode.cut = error.status == 400 and bool(episode.steps)  # the chat outgrew the context
+                episode.cut = error.too_long and bool(episode.steps)  # the chat outgrew the context
                 if not episode.cut:
                     hint = _HINTS.get(error.status, "check teacher.base_url and teacher.model")
                     raise TeacherError(f"status {error.status} from {self.base_url}: {hint}") from None
@@ -201,7 +206,7 @@ class ServerTeacher:
         options = {"tools": tools.schemas()} if self.call_format == "tools" else {}
         if choices > 1:
             options["n"] = choices
-        jitter, reason, told, empty = random.Random(name), "", None, 0
+        jitter, reason, told, empty, spent = random.Random(name), "", None, 0, Usage()
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(self._wait(attempt, told, jitter))
@@ -217,18 +222,22 @@ class ServerTeacher:
                 )
             except openai.APIStatusError as error:
                 if error.status_code < 500 and error.status_code not in _TRANSIENT_STATUS:
-                    raise _Refused(error.status_code) from None
+                    raise _Refused(error) from None
                 reason, told = f"status {error.status_code}", error.response.headers.get("retry-after")
                 continue
             except _TRANSIENT as error:
                 reason = type(error).__name__
                 continue
-            if answers := _answers(answer, tools, self.call_format):
-                return answers
+            used = getattr(answer, "usage", None)
+            spent.read += getattr(used, "prompt_tokens", None) or 0
+            spent.written += getattr(used, "completion_tokens", None) or 0
+            if texts := _texts(answer, tools, self.call_format):
+                each = spent.written // len(texts)
+                return [_Answer(text, Usage(0 if index else spent.read, each)) for index, text in enumerate(texts)]
             empty += bool(isinstance(answer, ChatCompletion) and answer.choices)
             reason = "an answer without text"
         if empty == attempts:
-            return [_Answer("", Usage())]
+            return [_Answer("", spent)]
         raise _GaveUp(f"last of {attempts} attempts: {reason}")
 
     def _wait(self, attempt: int, told: str | None, jitter: random.Random) -> float:
@@ -250,21 +259,22 @@ class _Answer:
     usage: Usage
 
 
-def _answers(answer: object, tools: type[Toolset], call_format: CallFormat) -> list[_Answer]:
-    """The choices that say something, of whatever the server sent."""
-    choices = answer.choices if isinstance(answer, ChatCompletion) else None
-    texts = [_text(choice.message, tools, call_format) for choice in choices or () if choice.message]
-    texts = [text for text in texts if text]
-    used = answer.usage if texts else None
-    read, written = (used.prompt_tokens or 0, used.completion_tokens or 0) if used else (0, 0)
-    shares = [Usage(read if index == 0 else 0, written // len(texts)) for index in range(len(texts))]
-    return [_Answer(text, share) for text, share in zip(texts, shares, strict=True)]
+def _texts(answer: object, tools: type[Toolset], call_format: CallFormat) -> list[str]:
+    """What the choices say as Python calls, of whatever the server sent; those that say nothing are left out."""
+    if not isinstance(answer, ChatCompletion):
+        return []
+    texts = []
+    for choice in answer.choices or ():
+        with suppress(AttributeError, TypeError):  # the client checks no types
+            texts.append(_text(choice.message, tools, call_format))
+    return [text for text in texts if isinstance(text, str) and text]
 
 
-def _text(message: ChatCompletionMessage, tools: type[Toolset], call_format: CallFormat) -> str:
-    """What a message says as Python calls; what stands beside a tool call is no part of it."""
-    asked = [call.function for call in message.tool_calls or () if call.type == "function"]
-    if call_format == "tools" and asked:
+def _text(message: ChatCompletionMessage, tools: type[Toolset], call_format: CallFormat) -> str | None:
+    """What a message says; words beside a tool call are no part of it."""
+    if call_format == "python" or (not message.content and not message.tool_calls):
+        return message.content
+    if message.tool_calls:
+        asked = [call.function for call in message.tool_calls]
         return "; ".join(as_call(tools, function.name, function.arguments) for function in asked)
-    text = message.content or ""
-    return read_message(tools, text) if call_format == "tools" else text
+    return read_message(tools, message.content)
