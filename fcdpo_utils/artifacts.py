@@ -92,6 +92,8 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     start = 0
     while start < options.samples:
         unsettled = [p for p in problems if not tally.has_enough(p.id, start)]
+        if not unsettled:
+            break
         numbers = range(start, min(start + _round_size(options, start, len(unsettled)), options.samples))
         start = numbers.stop
         total = len(asked) + len(unsettled) * (options.samples - numbers.start)  # no more than that
