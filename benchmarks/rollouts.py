@@ -1,6 +1,6 @@
 """Chains per second: our rollouts in a batch and one at a time, and microchain-python's Agent, the paper's engine.
 
-    python benchmarks/rollouts.py [--adapter outputs/cpu/adapter] [--merge] [--batch 128] [--json F]
+    python benchmarks/rollouts.py [--adapter outputs/cpu/adapter] [--merge] [--batch 256] [--json F]
 
 One process, one model, the same arithmetic problems and functions, greedy decoding. The batch gets all problems, the
 slow ones the first sixteenth of them (levels of difficulty take turns). With --merge the adapter becomes part of the
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--merge", action="store_true", help="the adapter into the weights")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--problems", type=int, default=256)
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_rollouts.json"))
     options = parser.parse_args()
