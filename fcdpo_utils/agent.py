@@ -37,6 +37,10 @@ class Usage:
     read: int = 0
     written: int = 0
 
+    def add(self, read: int, written: int) -> None:
+        self.read += read
+        self.written += written
+
 
 @dataclass(frozen=True)
 class Step:

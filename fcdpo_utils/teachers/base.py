@@ -67,8 +67,7 @@ class Budget:
         """A chain was made, now or in an earlier run."""
         self.finished += 1
         self.started = max(self.started, self.finished)
-        self.usage.read += usage.read
-        self.usage.written += usage.written
+        self.usage.add(usage.read, usage.written)
 
     @property
     def tokens(self) -> int:

@@ -137,20 +137,25 @@ class ServerTeacher:
 
     async def _open(self, work: _Work, jobs: Sequence[Job], start: Callable[[Coroutine], object]) -> None:
         """Samples of one problem: their first messages in one request where that works, then each goes its way."""
-        first, many = jobs[0], work.many and len(jobs) > 1
-        openings: list[_Answer] = []
-        if many:
-            messages = prompt(first.task, first.problem, first.toolset, self.call_format)
-            name = f"{self.seed}/{first.problem.id}/{[job.number for job in jobs]}/openings"
-            with suppress(_GaveUp):  # each chain asks for itself, and says what is wrong
-                try:
-                    answers = await self._ask(work.client, first.episode().tools, messages, name, 1, len(jobs))
-                    openings = [answer for answer in answers if answer.text]
-                    work.many = work.many and len(openings) != 1  # one, whatever is asked: not again
-                except _Refused:
-                    work.many = False
+        openings = await self._openings(work, jobs) if work.many and len(jobs) > 1 else []
         for job in jobs:
             start(self._make(work, job, openings.pop() if openings else None))
+
+    async def _openings(self, work: _Work, jobs: Sequence[Job]) -> list[_Answer]:
+        """What one request for all gives; a chain left without asks for itself, and says what is wrong."""
+        first = jobs[0]
+        messages = prompt(first.task, first.problem, first.toolset, self.call_format)
+        name = f"{self.seed}/{first.problem.id}/{[job.number for job in jobs]}/openings"
+        try:
+            answers = await self._ask(work.client, first.episode().tools, messages, name, 1, len(jobs))
+        except _GaveUp:
+            return []
+        except _Refused:
+            work.many = False
+            return []
+        openings = [answer for answer in answers if answer.text]
+        work.many = work.many and len(openings) != 1  # one, whatever is asked: not again
+        return openings
 
     async def _make(self, work: _Work, job: Job, opening: _Answer | None) -> None:
         """One chain, kept or counted as failed."""
@@ -185,8 +190,7 @@ class ServerTeacher:
                 break
             opening = None
             episode.step(answer.text)
-            episode.usage.read += answer.usage.read
-            episode.usage.written += answer.usage.written
+            episode.usage.add(answer.usage.read, answer.usage.written)
             messages = [*messages, *exchange(episode, self.call_format)]
         return episode
 
@@ -229,8 +233,7 @@ class ServerTeacher:
                 reason = type(error).__name__
                 continue
             used = getattr(answer, "usage", None)
-            spent.read += getattr(used, "prompt_tokens", None) or 0
-            spent.written += getattr(used, "completion_tokens", None) or 0
+            spent.add(getattr(used, "prompt_tokens", None) or 0, getattr(used, "completion_tokens", None) or 0)
             if texts := _texts(answer, tools, self.call_format):
                 each = spent.written // len(texts)
                 return [_Answer(text, Usage(0 if index else spent.read, each)) for index, text in enumerate(texts)]
