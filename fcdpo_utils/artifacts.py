@@ -25,8 +25,9 @@ from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
 from fcdpo_utils.teachers import Budget, Job, Sample, ScriptedTeacher, Teacher, TeacherError
 from fcdpo_utils.teachers.local import LocalTeacher
-from fcdpo_utils.tokens import Message, Tokens, encode_chat
+from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
 
+ADAPTER_FILE = "adapter_model.safetensors"
 Report = Callable[[int, int, str], None]  # done, total, and a word on how it goes
 
 
@@ -58,6 +59,8 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     options, code = settings.teacher, code_digest()
     made_by = options.model_dump(exclude=_HOW_MANY)
     made_by["weights"] = weights_state(options.model) if options.kind == "local" else ""
+    if options.kind == "local" and options.adapter:
+        made_by["adapter"] = store.file_digest(Path(options.adapter) / ADAPTER_FILE)
     if options.kind == "scripted":
         made_by["code"] = code  # remaking its chains costs nothing; those of models are run again instead
     base = store.dump([made_by, settings.limits.model_dump(), settings.seed])
@@ -115,7 +118,7 @@ def make_chains(path: Path, problems: Sequence[Problem], settings: Settings, pro
     _put_in_order(path, problems, asked)
 
 
-_HOW_MANY = {"samples", "enough", "parallel", "base_url", "max_chains", "max_tokens", "max_cost", "prices"}
+_HOW_MANY = {"adapter", "samples", "enough", "parallel", "base_url", "max_chains", "max_tokens", "max_cost", "prices"}
 
 
 class _Tally:
@@ -179,7 +182,8 @@ def build_teacher(settings: Settings) -> Teacher:
         return ServerTeacher(*chosen, seed=settings.seed, call_format=options.call_format)
     source = StudentSettings(source=options.model, four_bit=options.four_bit)
     chosen = (options.temperature, options.turn_tokens, options.parallel, settings.seed, options.call_format)
-    return LocalTeacher(*load_student(source), Sampling(*chosen))
+    adapter = Path(options.adapter) if options.adapter else None
+    return LocalTeacher(*load_student(source, adapter), Sampling(*chosen))
 
 
 def _round_size(options: TeacherSettings, start: int, unsettled: int) -> int:
@@ -255,20 +259,35 @@ def training_blocks(preferences: Preferences, settings: Settings) -> list[Block]
     return [Block(completions[w].problem_id, (w,), (l,)) for w, l in preferences.original_pairs()]
 
 
-def training_identity(run_dir: Path, settings: Settings) -> str:
-    """A short digest of all that a training run depends on: code, data, student, settings and seed."""
-    files = ("completions.jsonl", "blocks.jsonl", "preferences_augmented.jsonl")  # the last one holds the prompts
-    data = [store.file_digest(run_dir / name) for name in files]
+def training_identity(
+    preferences: Preferences, prompts: dict[str, list[Message]], settings: Settings, start: Path | None = None
+) -> str:
+    """A short digest of all that a training run depends on: code, data, student, settings, seed, and the adapter
+    that it goes on from."""
+    completions = [completion.chain.record(correct=completion.correct) for completion in preferences.completions]
+    data = store.dump([completions, [vars(block) for block in preferences.blocks], prompts])
     parts = (settings.student, settings.preferences, settings.training)
-    base = (code_digest(), weights_state(settings.student.source), str(settings.seed))
-    return store.digest(*base, *data, *(part.model_dump_json() for part in parts))[:12]
+    base = [code_digest(), weights_state(settings.student.source), str(settings.seed), data]
+    base += [store.file_digest(start / ADAPTER_FILE)] if start else []
+    return store.digest(*base, *(part.model_dump_json() for part in parts))[:12]
+
+
+def evaluation_identity(settings: Settings, adapter: Path | None = None) -> str:
+    """A digest of what an evaluated student and its decoding depend on, besides code and problems."""
+    parts = (settings.student, settings.evaluation, settings.limits)
+    weights = [store.file_digest(adapter / ADAPTER_FILE)] if adapter else []
+    return store.digest(*(part.model_dump_json() for part in parts), *weights)
 
 
 def tokenise(
-    preferences: Preferences, prompts: dict[str, list[Message]], tokenizer: PreTrainedTokenizerBase
+    preferences: Preferences,
+    prompts: dict[str, list[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+    mask_results: bool = True,
 ) -> list[Tokens]:
-    """Every completion after its prompt, tokenised once."""
-    return [encode_chat(tokenizer, prompts[c.problem_id] + c.chain.messages()) for c in preferences.completions]
+    """Every completion after its prompt, tokenised once; without `mask_results`, all its tokens are the policy's."""
+    tokens = [encode_chat(tokenizer, prompts[c.problem_id] + c.chain.messages()) for c in preferences.completions]
+    return tokens if mask_results else [unmasked(sequence) for sequence in tokens]
 
 
 def evaluate_student(
@@ -289,7 +308,7 @@ def evaluate_student(
     missing = [p for p in problems if p.id not in kept]
 
     def keep(episode: Episode) -> None:
-        record = episode.chain().record(key=keys[episode.problem.id])
+        record = episode.chain().record(key=keys[episode.problem.id], tokens=episode.usage.written)
         kept[record["problem_id"]] = record
         store.append(path, [record])
         progress(len(kept), len(problems), f"{100 * sum(r['sound'] for r in kept.values()) / len(kept):.0f} % sound")
@@ -298,3 +317,8 @@ def evaluate_student(
     sampling = Sampling(0.0, settings.evaluation.turn_tokens, settings.evaluation.batch_size)
     rollout(model, tokenizer, episodes, sampling, on_finished=keep)
     return [Chain.from_record(kept[p.id]) for p in problems]
+
+
+def tokens_written(path: Path) -> dict[str, int]:
+    """What a student wrote for each problem, in tokens, by the chains that `evaluate_student` keeps in `path`."""
+    return {record["problem_id"]: record["tokens"] for record in store.read(path)}

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -246,11 +246,11 @@ class ReferenceCache:
         return self.values[self.key(tokens)]
 
 
-def model_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over the names, types and bytes of all weights but adapters'."""
+def model_digest(model: PreTrainedModel | PeftModel) -> str:
+    """SHA-256 over the names, types and bytes of all weights, an adapter's included."""
     parts: list[str | bytes] = []
     for name, weight in sorted(model.state_dict().items()):
-        if "lora_" not in name and isinstance(weight, Tensor):
+        if isinstance(weight, Tensor):
             flat = weight.detach().cpu().contiguous().flatten()
             parts += [name, str(weight.dtype), store.digest(flat.view(torch.uint8).numpy().tobytes())]
     return store.digest(*parts)
@@ -263,15 +263,11 @@ def reference_log_probs(
     row_tokens: int,
     progress: Progress = lambda done, total: None,
 ) -> list[float]:
-    """Log-probability of each sequence under the untrained model, computed where the cache has none.
-
-    `model` is the base model, or a PEFT model whose adapters are switched off meanwhile.
-    """
+    """Log-probability of each sequence under `model` as it stands, computed where the cache has none."""
     missing = [s for s in {cache.key(s): s for s in sequences}.values() if cache.key(s) not in cache.values]
     parts, done = split_rows(missing, row_tokens), len(sequences) - len(missing)
-    off = model.disable_adapter if hasattr(model, "disable_adapter") else torch.no_grad
     device = next(model.parameters()).device
-    with torch.no_grad(), off():
+    with torch.no_grad():
         for tree, part in parts:
             cache.add(missing[part], sequence_log_probs(model, tree.to(device)).tolist())
             done += part.stop - part.start
@@ -290,6 +286,8 @@ class GroupedDPOTrainer(DPOTrainer):
         self.blocks: BlockDataset = kwargs.pop("train_dataset")
         rows = Dataset.from_dict({"block": list(range(len(self.blocks)))})  # TRL insists on its type
         super().__init__(*args, train_dataset=rows, data_collator=self.blocks.collate, **kwargs)
+        if "ref" in self.model.peft_config:  # TRL's copy of an adapter that is trained further: we have its values
+            self.model.delete_adapter("ref")
 
     def _prepare_dataset(self, *_: Any) -> BlockDataset:
         return self.blocks  # tokenised already, once per chain
@@ -438,7 +436,7 @@ def lora_config(training: TrainingSettings) -> LoraConfig:
 
 
 def build_trainer(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     blocks: BlockDataset,
     settings: Settings,
@@ -449,14 +447,16 @@ def build_trainer(
 ) -> DPOTrainer:
     """The trainer that `settings.training.trainer` names, ready to `train()`.
 
-    grouped trains on `blocks`, stock on the expanded `pairs`. Reference log-probabilities of the grouped trainer
-    come from, and go to, the file `cache`.
+    The reference is `model` as it is given: a base model, which gets a fresh adapter, or one with a trainable adapter,
+    which is trained further. grouped trains on `blocks`, stock on the expanded `pairs`. Reference log-probabilities of
+    the grouped trainer come from, and go to, the file `cache`.
     """
     training = settings.training
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
     per_step = training.prompts_per_step * training.accumulation
     args = training_arguments(settings, output_dir, math.ceil(items * training.epochs / per_step), model.dtype)
-    common = {"model": model, "args": args, "processing_class": tokenizer, "peft_config": lora_config(training)}
+    adapter = None if isinstance(model, PeftModel) else lora_config(training)
+    common = {"model": model, "args": args, "processing_class": tokenizer, "peft_config": adapter}
     torch.manual_seed(settings.seed)  # the adapters' initial weights
     if training.trainer == "stock":
         if training.label_smoothing:

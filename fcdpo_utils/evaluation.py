@@ -6,12 +6,14 @@ Works on finished chains; knows nothing of models or figures.
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from fcdpo_utils.agent import OUTCOMES, Chain
+from fcdpo_utils.calls import ErrorKind
 from fcdpo_utils.tasks.base import Problem
 
 Z95 = 1.959963984540054
@@ -63,22 +65,40 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(gained, lost, p)
 
 
-def step_validity(chains: Sequence[Chain]) -> float:
-    """Share of all calls that the engine accepted; 0 when nothing was called."""
-    steps = [step for chain in chains for step in chain.steps]
-    return sum(step.error is None for step in steps) / len(steps) if steps else 0.0
-
-
 def outcome_counts(chains: Sequence[Chain]) -> dict[str, int]:
     """Chains per terminal category, in a fixed order; sound chains are told apart from merely solved ones."""
     counts = Counter("sound" if chain.sound else chain.outcome for chain in chains)
     return {name: counts[name] for name in ("sound", *OUTCOMES)}
 
 
-def summary(chains: Sequence[Chain]) -> dict[str, Any]:
-    """What `metrics.json` holds for one student on one task."""
+def call_rates(chains: Sequence[Chain]) -> dict[str, float]:
+    """Share of all calls that were accepted, and that were rejected for each kind of error; they sum to 1."""
+    counts = Counter(step.error or "accepted" for chain in chains for step in chain.steps)
+    return {kind: counts[kind] / max(counts.total(), 1) for kind in ("accepted", *get_args(ErrorKind))}
+
+
+def step_validity(chains: Sequence[Chain]) -> float:
+    """Share of all calls that the engine accepted; 0 when nothing was called."""
+    return call_rates(chains)["accepted"]
+
+
+def recovery(chains: Sequence[Chain]) -> dict[str, int]:
+    """What became of the chains with a rejected call: how many there are, and how many were solved all the same."""
+    stumbled = [chain for chain in chains if any(step.error for step in chain.steps)]
+    return {"with_errors": len(stumbled), "solved": sum(chain.solved for chain in stumbled)}
+
+
+def summary(chains: Sequence[Chain], tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What `metrics.json` holds for one student on one task.
+
+    `tokens`: by problem id, what the student wrote. Calls and tokens are means over the solved chains.
+    """
     solved = wilson(sum(chain.solved for chain in chains), len(chains))
     sound = wilson(sum(chain.sound for chain in chains), len(chains))
+    done = [chain for chain in chains if chain.solved]
+    effort: dict[str, Any] = {"calls_per_solved": _mean([len(chain.steps) for chain in done])}
+    if tokens is not None:
+        effort["tokens_per_solved"] = _mean([tokens[chain.problem_id] for chain in done])
     return {
         "solved": solved.estimate,
         "solved_ci95": [solved.low, solved.high],
@@ -86,15 +106,28 @@ def summary(chains: Sequence[Chain]) -> dict[str, Any]:
         "sound_ci95": [sound.low, sound.high],
         "step_validity": step_validity(chains),
         "outcomes": outcome_counts(chains),
+        "calls": call_rates(chains),
+        "recovery": recovery(chains),
+        **effort,
     }
 
 
-def compare(before: Sequence[Chain], after: Sequence[Chain]) -> dict[str, Any]:
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def compare(
+    before: Sequence[Chain],
+    after: Sequence[Chain],
+    tokens_before: Mapping[str, int] | None = None,
+    tokens_after: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """Both summaries and the paired test on soundness. Raises ValueError where the problems differ."""
     if [chain.problem_id for chain in before] != [chain.problem_id for chain in after]:
         raise ValueError("before and after must hold the same problems in the same order")
     test = mcnemar([chain.sound for chain in before], [chain.sound for chain in after])
-    return {"n": len(before), "before": summary(before), "after": summary(after), "mcnemar": vars(test)}
+    summaries = {"before": summary(before, tokens_before), "after": summary(after, tokens_after)}
+    return {"n": len(before), **summaries, "mcnemar": vars(test)}
 
 
 def by_level(problems: Sequence[Problem], chains: Sequence[Chain]) -> dict[int, Score]:
@@ -102,3 +135,63 @@ def by_level(problems: Sequence[Problem], chains: Sequence[Chain]) -> dict[int, 
     levels = sorted({problem.level for problem in problems})
     groups = {level: [c.sound for p, c in zip(problems, chains, strict=True) if p.level == level] for level in levels}
     return {level: wilson(sum(group), len(group)) for level, group in groups.items()}
+
+
+# ---- several samples of each problem
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over problems with a 95 % interval from resampling whole problems."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def pass_at_k(successes: int, samples: int, k: int) -> float:
+    """Unbiased chance that at least one of k samples succeeds (arXiv 2107.03374, eq. 1)."""
+    _check_samples(successes, samples, k)
+    return 1 - math.comb(samples - successes, k) / math.comb(samples, k)
+
+
+def pass_hat_k(successes: int, samples: int, k: int) -> float:
+    """Unbiased chance that all of k samples succeed, written pass^k (arXiv 2406.12045)."""
+    _check_samples(successes, samples, k)
+    return math.comb(successes, k) / math.comb(samples, k)
+
+
+def _check_samples(successes: int, samples: int, k: int) -> None:
+    if not 0 <= successes <= samples or not 1 <= k <= samples:
+        raise ValueError(f"expected 0 <= successes <= samples and 1 <= k <= samples, got {successes}, {samples}, {k}")
+
+
+def clustered(values: Sequence[float], resamples: int = 2_000, seed: int = 0) -> Interval:
+    """Mean of one value per problem, with a percentile bootstrap over problems (Efron 1979).
+
+    Samples of one problem resemble each other: counting each as a trial of its own would feign certainty. Raises
+    ValueError without values.
+    """
+    if not values:
+        raise ValueError("expected at least one problem")
+    rng, n = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
+    tail = round(0.025 * resamples)
+    return Interval(sum(values) / n, means[tail], means[-tail - 1])
+
+
+def sampled(groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    """pass@k and pass^k for k = 1, 2, 4, ... of problem id -> whether each of its samples is sound.
+
+    Problems need not have equally many samples; k goes up to the fewest.
+    """
+    fewest = min(map(len, groups.values()))
+    sizes = [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
+    counts = [(sum(group), len(group)) for group in groups.values()]
+    return {
+        name: {str(k): vars(clustered([estimate(c, n, k) for c, n in counts])) for k in sizes}
+        for name, estimate in (("pass@k", pass_at_k), ("pass^k", pass_hat_k))
+    }

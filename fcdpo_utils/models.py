@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import os
 import shutil
@@ -42,9 +43,9 @@ class ModelError(Exception):
 
 
 def load_student(
-    settings: StudentSettings, adapter: Path | None = None
+    settings: StudentSettings, adapter: Path | None = None, trainable: bool = False
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """The student and its tokenizer; with `adapter`, the trained student.
+    """The student and its tokenizer; with `adapter`, the trained student, `trainable` to go on from there.
 
     Raises `ModelError` where the source is missing or unreachable.
     """
@@ -66,7 +67,8 @@ def load_student(
                 **file,
             )
             if adapter is not None:
-                model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)  # in the base's type
+                options = {"is_trainable": trainable, "autocast_adapter_dtype": False}  # in the base's type
+                model = PeftModel.from_pretrained(model, adapter, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None
@@ -162,6 +164,13 @@ def quiet():
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()
+
+
+def free_memory() -> None:
+    """Give back what models that nobody refers to any more still hold."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def keep_freed_memory() -> None:

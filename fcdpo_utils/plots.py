@@ -23,14 +23,16 @@ STAGES = (
     ("04", "student", "training"),
     ("05", "before /", "after"),
 )
+FURTHER = (("06", "ablations", "(01, 02)"), ("07", "generalis-", "ation (04)"), ("08", "rounds", "(04)"))
 
 
 def pipeline(here: str) -> Figure:
-    """The five stages with `here` (such as "03") marked."""
-    figure, axes = plt.subplots(figsize=(8.5, 1.35))
-    axes.set(xlim=(-0.05, 10), ylim=(0, 1))
+    """The five stages, and those beyond them where `here` (such as "03"), which is marked, is one of them."""
+    stages = STAGES if here <= STAGES[-1][0] else STAGES + FURTHER
+    figure, axes = plt.subplots(figsize=(1.7 * len(stages), 1.35))
+    axes.set(xlim=(-0.05, 2 * len(stages)), ylim=(0, 1))
     axes.axis("off")
-    for index, (number, *words) in enumerate(STAGES):
+    for index, (number, *words) in enumerate(stages):
         active = number == here
         box = FancyBboxPatch(
             (2 * index + 0.1, 0.15), 1.55, 0.7, boxstyle="round,pad=0.05", fc=AFTER if active else "#eef1f5", ec=MUTED
@@ -38,7 +40,7 @@ def pipeline(here: str) -> Figure:
         axes.add_patch(box)
         text = f"{number}\n{words[0]}\n{words[1]}"
         axes.text(2 * index + 0.88, 0.5, text, ha="center", va="center", fontsize=9, weight="bold" if active else None)
-        if index:
+        if 0 < index < len(STAGES):
             axes.annotate("", (2 * index + 0.03, 0.5), (2 * index - 0.27, 0.5), arrowprops={"arrowstyle": "->"})
     return figure
 
@@ -121,11 +123,82 @@ def accuracy(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     for row, result in enumerate(results.values()):
         for when, shift, color in (("before", -0.15, BEFORE), ("after", 0.15, AFTER)):
             _interval(axes, row + shift, result[when], color, when if row == 0 else None)
-    axes.set(yticks=range(len(results)), yticklabels=list(results), xlim=(-2, 112))
-    axes.set(ylim=(len(results) - 0.5, -0.5), xlabel="sound answers, % (95 % interval)")
+    _share_axis(axes, list(results))
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
+    return figure
+
+
+def arms(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Sound answers of ablation arms (see `ablations.table`), with Wilson intervals; the first is the full method."""
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.42 * len(rows)))
+    axes.axvline(100 * rows[0]["sound"], color=MUTED, lw=0.8, ls="--")
+    for place, row in enumerate(rows):
+        _interval(axes, place, row, AFTER if place == 0 else BEFORE, None)
+    _share_axis(axes, [row["arm"] for row in rows])
+    return figure
+
+
+def heat_map(values: Mapping[tuple[int, int], float], xlabel: str, ylabel: str) -> Figure:
+    """Shares by two counts, (row, column) -> share, each written in its cell; cells that were not run stay empty."""
+    columns, rows = sorted({x for _, x in values}), sorted({y for y, _ in values}, reverse=True)
+    shares = [[100 * values.get((y, x), float("nan")) for x in columns] for y in rows]
+    figure, axes = plt.subplots(figsize=(1.6 + 0.8 * len(columns), 1.2 + 0.6 * len(rows)))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for i, line in enumerate(shares):
+        for j, share in enumerate(line):
+            text = "" if share != share else f"{share:.0f} %"
+            axes.text(j, i, text, ha="center", va="center", color="white" if share > 55 else "black")
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return figure
+
+
+def over_rounds(series: Mapping[str, Sequence[Score]]) -> Figure:
+    """Sound answers after each round, one line per set of problems, with Wilson intervals."""
+    figure, axes = plt.subplots(figsize=(7, 3))
+    for index, (name, scores) in enumerate(series.items()):
+        shift = 0.03 * (index - (len(series) - 1) / 2)
+        centre = [100 * score.estimate for score in scores]
+        spread = [[100 * (s.estimate - s.low) for s in scores], [100 * (s.high - s.estimate) for s in scores]]
+        places = [number + shift for number in range(1, len(scores) + 1)]
+        axes.errorbar(places, centre, yerr=spread, fmt="o-", capsize=4, label=name)
+    axes.set(xticks=range(1, max(map(len, series.values())) + 1), xlabel="round", ylabel="sound, %", ylim=(-5, 105))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _clean(axes)
     return figure
+
+
+def pass_curves(curves: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """pass@k and pass^k (see `evaluation.sampled`) over k, with intervals from resampling problems."""
+    figure, axes = plt.subplots(figsize=(6, 2.8))
+    for (name, points), color in zip(curves.items(), (AFTER, BEFORE), strict=True):
+        values = [100 * point["estimate"] for point in points.values()]
+        axes.plot(list(points), values, "o-", color=color, label=name)
+        low, high = ([100 * point[side] for point in points.values()] for side in ("low", "high"))
+        axes.fill_between(list(points), low, high, color=color, alpha=0.2)
+    axes.set(xlabel="k", ylabel="sound, %", ylim=(-5, 105))
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
+    _clean(axes)
+    return figure
+
+
+def likelihoods(before: Sequence[float], after: Sequence[float]) -> Figure:
+    """Log-likelihood of each reference answer after training over before; below the diagonal is forgetting."""
+    figure, axes = plt.subplots(figsize=(3.6, 3.6))
+    low, high = min(*before, *after), max(*before, *after)
+    axes.plot([low, high], [low, high], color=MUTED, lw=0.8, ls="--")
+    axes.scatter(before, after, color=AFTER, s=18)
+    axes.set(xlabel="before, nats per token", ylabel="after")
+    _clean(axes)
+    return figure
+
+
+def _share_axis(axes: Axes, names: Sequence[str]) -> None:
+    """One row per name from the top, shares in percent from left to right."""
+    axes.set(yticks=range(len(names)), yticklabels=names, xlim=(-2, 112), ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel="sound answers, % (95 % interval)")
+    _clean(axes)
 
 
 def _interval(axes: Axes, y: float, result: Mapping[str, Any], color: str, label: str | None) -> None:

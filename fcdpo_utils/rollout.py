@@ -27,6 +27,7 @@ from fcdpo_utils.agent import CallFormat, Chain, Episode, prompt
 from fcdpo_utils.functions import Toolset
 from fcdpo_utils.tokens import encode_text, render
 from fcdpo_utils.tool_calls import read_message
+from fcdpo_utils.trees import attention_in, refuse_other_attention, too_far
 
 ATTENTION = "shared_prefix"
 _GROWTH = 64  # cache positions allocated at a time; products with a part of a buffer would copy it
@@ -91,6 +92,9 @@ class _Plan:
     chunks: tuple[_Chunks, ...]
 
 
+_Prefix = tuple[Tensor, Tensor] | None  # keys and values of the shared prompt text, (kv_heads, prefix, dim) each
+
+
 class _RowLayer(CacheLayerMixin):
     """One layer's keys and values: a prefix stored once, (kv_heads, prefix, dim), and (batch, kv_heads, slots, dim)."""
 
@@ -98,7 +102,7 @@ class _RowLayer(CacheLayerMixin):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prefix: tuple[Tensor, Tensor] | None = None
+        self.prefix: _Prefix = None
         self.buffers: list[Tensor] = []
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -149,31 +153,46 @@ def shared_prefix_attention(
     scaling: float | None = None,
     cache: Cache | None = None,
     plan: _Plan | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed row over each token's own cache row and the shared prefix.
 
-    query: (1, heads, n, dim); key, value: (1, kv_heads, n, dim). Returns (1, n, heads, dim).
+    query: (1, heads, n, dim); key, value: (1, kv_heads, n, dim). Returns (1, n, heads, dim). Raises ValueError where
+    the model wants more than softmax attention in a sliding window.
     """
+    refuse_other_attention(module, others)
     layer = cache.layers[module.layer_idx]
     layer.write(key, value, plan)
     kv_heads, dim = key.shape[1], key.shape[3]
     query = (query[0] * (dim**-0.5 if scaling is None else scaling)).unflatten(0, (kv_heads, -1))
     output = query.new_empty(query.shape[2], query.shape[0] * query.shape[1], dim)
-    output[plan.last] = _attend(query[:, :, plan.last, None], layer.buffers, layer.prefix, plan.visible[:, None])[:, 0]
+    far = _far(plan, plan.last[:, None], layer.prefix, sliding_window)
+    last = query[:, :, plan.last, None]
+    output[plan.last] = _attend(last, layer.buffers, layer.prefix, plan.visible[:, None], far)[:, 0]
     for chunk in plan.chunks:
         own = [buffer[chunk.rows] for buffer in layer.buffers]
-        attended = _attend(query[:, :, chunk.tokens], own, layer.prefix, chunk.visible)
+        far = _far(plan, chunk.tokens, layer.prefix, sliding_window)
+        attended = _attend(query[:, :, chunk.tokens], own, layer.prefix, chunk.visible, far)
         output[chunk.tokens[chunk.real]] = attended[chunk.real]
     return output[None], None
 
 
-def _attend(query: Tensor, own: list[Tensor], prefix: tuple[Tensor, Tensor] | None, visible: Tensor) -> Tensor:
+def _far(plan: _Plan, tokens: Tensor, prefix: _Prefix, window: int | None) -> Tensor | None:
+    """Which keys lie outside the window of these tokens of the packed row, (rows, length, keys); None if none does."""
+    before = 0 if prefix is None else prefix[0].shape[1]
+    keys = before + plan.visible.shape[1]  # a key's place in prefix and cache row is its position
+    if window is None or keys <= window:
+        return None
+    return too_far(plan.slots[tokens] + before, keys, window)
+
+
+def _attend(query: Tensor, own: list[Tensor], prefix: _Prefix, visible: Tensor, far: Tensor | None) -> Tensor:
     """Some queries of each row over the row's own cache and the shared prefix.
 
     query: (kv_heads, groups, rows, length, dim); own keys and values: (rows, kv_heads, slots, dim); prefix: the same
-    without rows; visible: (rows, length, slots). Returns (rows, length, heads, dim). Grouped heads are never copied,
-    and the prefix meets the queries of all rows in one product.
+    without rows; visible: (rows, length, slots); far: None, or which of all keys to leave out, prefix first. Returns
+    (rows, length, heads, dim). Grouped heads are never copied, and the prefix meets the queries of all rows at once.
     """
     kv_heads, groups, rows, length, dim = query.shape
     by_row = query.permute(2, 0, 1, 3, 4)
@@ -182,6 +201,8 @@ def _attend(query: Tensor, own: list[Tensor], prefix: tuple[Tensor, Tensor] | No
     if prefix is not None:
         shared = (query.reshape(kv_heads, -1, dim) @ prefix[0].transpose(1, 2)).unflatten(1, (groups, rows, length))
         scores = torch.cat([shared.permute(2, 0, 1, 3, 4), scores], dim=-1)
+    if far is not None:
+        scores.masked_fill_(far[:, None, None], -torch.inf)
     weights = scores.softmax(-1)
     before, weights = weights.split([weights.shape[-1] - visible.shape[2], visible.shape[2]], dim=-1)
     output = (weights.flatten(2, 3) @ own[1]).unflatten(2, (groups, length))
@@ -292,16 +313,14 @@ def rollout(
         for episode, number in zip(episodes, numbers, strict=True)
     ]
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    before, inner.config._attn_implementation = inner.config._attn_implementation, ATTENTION
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), attention_in(inner, ATTENTION):
             for tools, group in groupby(rows, lambda row: row.episode.tools):  # one static prompt each
                 chat = Chat(tokenizer, sampling.call_format, tools)
                 _run(inner, chat, list(group), sampling, on_finished, admit)
     finally:
-        inner.config._attn_implementation = before
         model.train(was_training)
     return [row.episode.chain() for row in rows if row.episode.finished]
 

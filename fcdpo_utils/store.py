@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,11 @@ def require(path: Path, made_by: str) -> Path:
     if not path.exists():
         raise StoreError(f"run {made_by} first: {path.name} is missing in {path.parent}")
     return path
+
+
+def slug(name: str) -> str:
+    """A name for a file: small letters, digits, dots and dashes ("D*, twice" -> "dstar-twice")."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("*", "star")).strip("-")
 
 
 def digest(*parts: str | bytes) -> str:

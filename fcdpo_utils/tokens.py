@@ -6,7 +6,7 @@ character spans to tokens, so it works for any template whose rendering only eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -50,17 +50,23 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     text = render(tokenizer, messages)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    end_of_turn = set(tokenizer.all_special_ids)
+    # not `all_special_ids`: Phi-3's tokenizer has no name for <|end|>
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     policy = [False] * len(ids)
     for start, end in spans:
         for index in (i for i, (left, right) in enumerate(offsets) if start <= left < end and right > left):
             policy[index] = True
-            if ids[index] in end_of_turn:
+            if ids[index] in special:  # the end of turn; calls have none
                 break
     prompt_length = next((i for i, (left, _) in enumerate(offsets) if spans and left >= spans[0][0]), len(ids))
     if spans and spans[-1][1] == len(text):
         ids, policy = _without_tail(ids, policy)
     return Tokens(tuple(ids), tuple(policy), prompt_length)
+
+
+def unmasked(tokens: Tokens) -> Tokens:
+    """The same chat with all of its completion the policy's, results and role markers included."""
+    return replace(tokens, policy=tuple(index >= tokens.prompt_length for index in range(len(tokens.ids))))
 
 
 def _assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message]):

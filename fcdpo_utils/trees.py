@@ -10,7 +10,7 @@ prefixes. The result equals one pass per sequence. Knows nothing of preferences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ Spans = tuple[tuple[int, int], ...]
 ATTENTION = "token_tree"
 _TILE_ROWS = 256  # query rows of one attention tile: small enough to stay in a CPU cache
 _LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
+_OTHER_ATTENTION = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")  # transformers' names
+_NOT_SUPPORTED = "not plain softmax attention: choose another student (fcdpo_utils/students.py lists some)"
 
 
 @dataclass(frozen=True)
@@ -125,33 +127,36 @@ class _TreeAttention(torch.autograd.Function):
     """Exact attention of every token over its ancestors and itself, tile by tile.
 
     query: (kv_heads, groups, row, dim), scaled; key, value: (kv_heads, row, dim), so that grouped-query heads are
-    never copied. The backward pass computes each tile's probabilities again: memory grows with the row alone.
+    never copied; window: how many keys a token sees at most, None for all. The backward pass computes each tile's
+    probabilities again: memory grows with the row alone.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], window: int | None
+    ) -> Tensor:
         output = torch.empty_like(query)
         for rows, keys in _tiles(segments):
-            weights = causal_weights(query[:, :, rows], _seen(key, keys))
+            weights = causal_weights(query[:, :, rows], _seen(key, keys), window)
             output[:, :, rows] = (weights @ _seen(value, keys)).view_as(output[:, :, rows])
         ctx.save_for_backward(query, key, value)
-        ctx.segments = segments
+        ctx.segments, ctx.window = segments, window
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros_like(x, dtype=_at_least_float32(x)) for x in (key, value))
         for rows, keys in _tiles(ctx.segments):
             seen = _seen(key, keys)
-            weights, upstream = causal_weights(query[:, :, rows], seen), _by_head(grad[:, :, rows])
+            weights, upstream = causal_weights(query[:, :, rows], seen, ctx.window), _by_head(grad[:, :, rows])
             _add_to_seen(grad_value, weights.transpose(1, 2) @ upstream, keys)
             slope = upstream @ _seen(value, keys).transpose(1, 2)
             slope = torch.ops.aten._softmax_backward_data(slope, weights, -1, slope.dtype)
             grad_query[:, :, rows] = (slope @ seen).view_as(grad_query[:, :, rows])
             _add_to_seen(grad_key, slope.transpose(1, 2) @ _by_head(query[:, :, rows]), keys)
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
 def _at_least_float32(states: Tensor) -> torch.dtype:
@@ -183,15 +188,27 @@ def _by_head(states: Tensor) -> Tensor:
     return states.reshape(states.shape[0], -1, states.shape[-1])
 
 
-def causal_weights(query: Tensor, keys: Tensor) -> Tensor:
+def causal_weights(query: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
     """Softmax weights of queries that are the last of the keys and causal among themselves.
 
-    query: (kv_heads, groups, rows, dim), scaled; keys: (kv_heads, keys, dim). Returns (kv_heads, groups * rows, keys).
+    query: (kv_heads, groups, rows, dim), scaled; keys: (kv_heads, keys, dim), from the root on, so that a key's place
+    is its position; window: how many keys a query sees at most. Returns (kv_heads, groups * rows, keys).
     """
-    scores, rows = _by_head(query) @ keys.transpose(1, 2), query.shape[2]
-    own = scores.view(*query.shape[:3], -1)[..., scores.shape[-1] - rows + 1 :]
+    scores, rows, count = _by_head(query) @ keys.transpose(1, 2), query.shape[2], keys.shape[1]
+    by_row = scores.view(*query.shape[:3], -1)
+    own = by_row[..., count - rows + 1 :]
     own.masked_fill_(torch.ones(rows, rows - 1, dtype=torch.bool, device=own.device).triu(), -torch.inf)
+    if window is not None and count > window:
+        by_row.masked_fill_(too_far(torch.arange(count - rows, count, device=keys.device), count, window), -torch.inf)
     return scores.softmax(-1)
+
+
+def too_far(positions: Tensor, keys: int, window: int) -> Tensor:
+    """Which of the keys at positions 0 to `keys` lie outside a sliding window that ends at each of `positions`.
+
+    positions: any shape. Returns that shape and (keys,).
+    """
+    return torch.arange(keys, device=positions.device) <= positions[..., None] - window
 
 
 def tree_attention(
@@ -202,20 +219,30 @@ def tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     segments: tuple[Segment, ...] = (),
-    **_: Any,
+    sliding_window: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of each token over its ancestors and itself, as transformers' attention interface wants it.
 
-    query: (1, heads, row, dim); key, value: (1, key-value heads, row, dim). Returns (1, row, heads, dim).
+    query: (1, heads, row, dim); key, value: (1, key-value heads, row, dim). Returns (1, row, heads, dim). Raises
+    ValueError where the model wants more than softmax attention in a sliding window.
     """
+    refuse_other_attention(module, others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = (query[0] * scale).unflatten(0, (key.shape[1], -1))
     with torch.autocast(query.device.type, enabled=False):  # as the backward pass: in the types that came
-        output = _TreeAttention.apply(grouped, key[0], value[0], segments)
+        output = _TreeAttention.apply(grouped, key[0], value[0], segments, sliding_window)
     return output.flatten(0, 1).transpose(0, 1)[None], None
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
+
+
+def refuse_other_attention(module: nn.Module, options: dict[str, Any]) -> None:
+    """Raise ValueError where `options`, from a model's attention layer, ask for more than plain softmax attention."""
+    asked = [name for name in _OTHER_ATTENTION if options.get(name) is not None]
+    if asked:
+        raise ValueError(f"{type(module).__name__} needs {asked[0]}, {_NOT_SUPPORTED}")
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -282,12 +309,19 @@ def _tree_mode(model: PreTrainedModel) -> Iterator[None]:
         model.set_output_embeddings(head)
 
 
-@contextmanager
-def tree_attention_in(model: nn.Module) -> Iterator[None]:
+def tree_attention_in(model: nn.Module) -> AbstractContextManager[None]:
     """Use tree attention inside, for backward passes too where layers are computed again (gradient checkpointing)."""
-    config = _unwrapped(model).config
-    before, config._attn_implementation = config._attn_implementation, ATTENTION
+    return attention_in(_unwrapped(model), ATTENTION)
+
+
+@contextmanager
+def attention_in(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Use the registered attention `name` inside. Raises ValueError where the model would not use it in every layer."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or not model._supports_attention_backend:
+        raise ValueError(f"{type(model).__name__} has layers of its own kind, {_NOT_SUPPORTED}")
+    before, model.config._attn_implementation = model.config._attn_implementation, name
     try:
         yield
     finally:
-        config._attn_implementation = before
+        model.config._attn_implementation = before

@@ -10,7 +10,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from fcdpo_utils import store
 from fcdpo_utils.agent import Chain, Episode
 from fcdpo_utils.artifacts import (
+    ADAPTER_FILE,
     evaluate_student,
+    evaluation_identity,
     load_chains,
     load_preferences,
     load_problems,
@@ -18,10 +20,12 @@ from fcdpo_utils.artifacts import (
     prompts_of,
     save_preferences,
     save_problems,
+    tokenise,
+    tokens_written,
     training_blocks,
     training_identity,
 )
-from fcdpo_utils.preferences import build_preferences
+from fcdpo_utils.preferences import Preferences, build_preferences
 from fcdpo_utils.profiles import Settings, load_settings
 from fcdpo_utils.rollout import Chat
 from fcdpo_utils.tasks import TASKS, Problem, make_problems
@@ -121,12 +125,29 @@ def test_the_original_pairs_train_as_blocks_of_one(run_dir: Path) -> None:
     assert training_blocks(preferences, SMOKE) == list(preferences.blocks)
 
 
-def test_training_is_identified_by_data_and_settings(run_dir: Path) -> None:
-    first = training_identity(run_dir, SMOKE)
-    assert training_identity(run_dir, SMOKE) == first
-    assert training_identity(run_dir, load_settings("smoke", ["training.beta=0.2"])) != first
-    (run_dir / "blocks.jsonl").write_text((run_dir / "blocks.jsonl").read_text() + "\n")
-    assert training_identity(run_dir, SMOKE) != first
+def test_training_is_identified_by_data_settings_and_start(run_dir: Path, train: list[Problem], tmp_path: Path) -> None:
+    preferences, prompts = load_preferences(run_dir), prompts_of(train, SMOKE)
+    (tmp_path / ADAPTER_FILE).write_bytes(b"weights")
+    fewer = Preferences(preferences.completions, preferences.blocks[1:])
+    other = load_settings("smoke", ["training.beta=0.2"])
+    identities = [
+        training_identity(preferences, prompts, SMOKE),
+        training_identity(preferences, prompts, other),
+        training_identity(fewer, prompts, SMOKE),
+        training_identity(preferences, {**prompts, "p": []}, SMOKE),
+        training_identity(preferences, prompts, SMOKE, tmp_path),
+    ]
+    assert len(set(identities)) == len(identities)
+    assert training_identity(load_preferences(run_dir), prompts, SMOKE) == identities[0]
+
+
+def test_an_evaluation_is_identified_by_student_decoding_and_weights(tmp_path: Path) -> None:
+    (tmp_path / ADAPTER_FILE).write_bytes(b"weights")
+    trained = evaluation_identity(SMOKE, tmp_path)
+    (tmp_path / ADAPTER_FILE).write_bytes(b"other weights")
+    other = load_settings("smoke", ["evaluation.turn_tokens=20"])
+    identities = [trained, evaluation_identity(SMOKE, tmp_path), evaluation_identity(SMOKE), evaluation_identity(other)]
+    assert len(set(identities)) == 4
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
@@ -143,11 +164,23 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 
     first, made = evaluate(SHORT)
     assert made == 3 and [chain.problem_id for chain in first] == [problem.id for problem in test]
+    calls = [len(chain.steps) for chain in first]
+    assert all(n <= written <= 8 * n for n, written in zip(calls, tokens_written(path).values(), strict=True))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:20])  # killed while the second record was written
     assert evaluate(SHORT) == (first, 2)
     assert evaluate(SHORT) == (first, 0)
     assert evaluate(SHORT, identity="another student") == (first, 3)
+
+
+def test_without_the_mask_results_count_as_the_students_words(
+    run_dir: Path, train: list[Problem], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    preferences, prompts = load_preferences(run_dir), prompts_of(train, SMOKE)
+    masked, whole = (tokenise(preferences, prompts, tokenizer, mask) for mask in (True, False))
+    for first, second in zip(masked, whole, strict=True):
+        assert first.ids == second.ids and sum(first.policy) < sum(second.policy)
+        assert not any(second.policy[: second.prompt_length]) and all(second.policy[second.prompt_length :])
 
 
 def test_the_agents_view_and_the_trainers_view_of_a_chain_are_the_same_tokens(

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdpo_utils.agent import OUTCOMES, Chain, Step
-from fcdpo_utils.evaluation import McNemar, by_level, compare, mcnemar, outcome_counts, step_validity, summary, wilson
+from fcdpo_utils.evaluation import (
+    McNemar,
+    by_level,
+    call_rates,
+    clustered,
+    compare,
+    mcnemar,
+    outcome_counts,
+    pass_at_k,
+    pass_hat_k,
+    recovery,
+    sampled,
+    step_validity,
+    summary,
+    wilson,
+)
 from fcdpo_utils.tasks.base import Problem
 
 
@@ -173,6 +190,9 @@ def test_a_summary_holds_rates_intervals_validity_and_categories() -> None:
         "sound_ci95": [wilson(1, 4).low, wilson(1, 4).high],
         "step_validity": 0.75,
         "outcomes": outcome_counts(chains),
+        "calls": call_rates(chains),
+        "recovery": recovery(chains),
+        "calls_per_solved": 2.0,
     }
 
 
@@ -203,3 +223,66 @@ def test_soundness_is_told_by_level() -> None:
 def test_every_problem_needs_its_chain() -> None:
     with pytest.raises(ValueError):
         by_level([problem("a", 1), problem("b", 1)], [SOUND])
+
+
+# Calls, recovery, effort
+
+
+def test_the_shares_of_accepted_and_rejected_calls_sum_to_1() -> None:
+    rates = call_rates([chain(errors=1), chain(errors=0)])
+    assert rates["accepted"] == 0.75 and rates["refused"] == 0.25 and sum(rates.values()) == 1
+    assert list(rates)[1:] == ["syntax", "not_a_call", "unknown_function", "bad_arguments", "refused", "extra_text"]
+    assert set(call_rates([]).values()) == {0.0}
+
+
+def test_recovery_is_being_solved_after_a_rejected_call() -> None:
+    chains = [chain(errors=1), chain(errors=2, outcome="too_many_errors"), SOUND]
+    assert recovery(chains) == {"with_errors": 2, "solved": 1}
+
+
+def test_calls_and_tokens_are_those_of_solved_chains() -> None:
+    chains = [chain("a", calls=2), chain("b", calls=4), chain("c", calls=9, outcome="wrong_answer")]
+    result = summary(chains, {"a": 10, "b": 30, "c": 500})
+    assert (result["calls_per_solved"], result["tokens_per_solved"]) == (3, 20)
+    none = summary([WRONG], {"p": 7})
+    assert (none["calls_per_solved"], none["tokens_per_solved"]) == (None, None)
+
+
+# Several samples of a problem
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(1, n))))
+def test_pass_at_k_and_pass_hat_k_are_shares_of_all_draws(case: tuple[int, int, int]) -> None:
+    successes, samples, k = case
+    draws = list(combinations([True] * successes + [False] * (samples - successes), k))
+    assert pass_at_k(*case) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert pass_hat_k(*case) == pytest.approx(sum(map(all, draws)) / len(draws))
+
+
+@pytest.mark.parametrize("case", [(3, 2, 1), (-1, 2, 1), (1, 2, 3), (1, 2, 0)])
+def test_impossible_counts_are_refused(case: tuple[int, int, int]) -> None:
+    for estimate in (pass_at_k, pass_hat_k):
+        with pytest.raises(ValueError, match="expected 0 <= successes <= samples"):
+            estimate(*case)
+
+
+def test_an_interval_by_problem_is_wider_than_one_that_counts_samples_as_trials() -> None:
+    by_problem = clustered([1.0] * 10 + [0.0] * 10)
+    as_if_apart = wilson(80, 160)
+    assert by_problem.estimate == 0.5 == as_if_apart.estimate
+    assert by_problem.high - by_problem.low > 2 * (as_if_apart.high - as_if_apart.low)
+    assert clustered([0.25] * 5).low == clustered([0.25] * 5).high == 0.25
+    assert clustered([1.0, 0.0, 1.0]) == clustered([1.0, 0.0, 1.0])  # resampling is seeded
+
+
+def test_resampled_intervals_have_the_width_of_the_normal_approximation() -> None:
+    interval = clustered([1.0] * 50 + [0.0] * 50)
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
+
+
+def test_curves_over_k_go_up_to_the_fewest_samples_of_a_problem() -> None:
+    curves = sampled({"a": [True, False, True, False], "b": [False] * 5, "c": [True] * 4})
+    assert list(curves["pass@k"]) == list(curves["pass^k"]) == ["1", "2", "4"]
+    at, hat = ([point["estimate"] for point in curves[name].values()] for name in ("pass@k", "pass^k"))
+    assert at == pytest.approx([0.5, (5 / 6 + 1) / 3, 2 / 3]) and hat == pytest.approx([0.5, (1 / 6 + 1) / 3, 1 / 3])

@@ -18,8 +18,8 @@ from fcdpo_utils.tasks.fol_theories import MAIN_WORDS, OTHER_WORDS, split_of
 from fcdpo_utils.tasks.logic import VARIABLES, decide, is_consistent, parse_formula
 
 TASK = FirstOrderLogic()
-CORE, HIGHER, LONG = (1, 2, 3), (4,), (5,)
-SETS = [("train", CORE), ("test", CORE), ("ood_words", CORE), ("ood_depth", LONG), ("train", HIGHER), ("test", HIGHER)]
+CORE, HIGHER, LONG, DEEP = (1, 2, 3), (4,), (5,), (4, 5, 6)
+SETS = [("train", CORE), ("test", CORE), ("ood_words", CORE), ("ood_depth", DEEP), ("train", HIGHER), ("test", HIGHER)]
 TOOLSETS = [(levels, toolset) for levels in (CORE, HIGHER, LONG) for toolset in TASK.toolsets]
 TOOLSETS.remove((HIGHER, "deduction"))  # those puzzles need the higher steps
 
@@ -80,14 +80,24 @@ def test_about_a_third_of_all_canonical_forms_are_for_tests() -> None:
 @pytest.mark.parametrize("levels", [CORE, HIGHER])
 def test_ood_words_shares_no_word_with_the_other_splits(levels: tuple[int, ...]) -> None:
     own = set().union(*map(words, problems("ood_words", levels)))
-    sets = (problems("train", levels), problems("test", levels), problems("ood_depth", LONG))
+    sets = (problems("train", levels), problems("test", levels), problems("ood_depth", DEEP))
     others = set().union(*(words(problem) for made in sets for problem in made))
     assert own and others and own.isdisjoint(others)
 
 
 def test_ood_depth_is_deeper_than_what_is_trained() -> None:
-    with pytest.raises(ValueError, match="level 5 only"):
+    with pytest.raises(ValueError, match=r"levels \[1, 2, 3\] of split ood_depth; expected some of \[4, 5, 6\]"):
         TASK.generate(3, "ood_depth", seed=0, levels=CORE)
+    for problem in problems("ood_depth", DEEP):
+        assert sum(call.startswith("Apply") for call in TASK.gold_calls(problem)) >= problem.level or (
+            problem.answer == "Unknown"
+        )
+
+
+def test_ood_depth_has_the_functions_and_none_of_the_forms_of_training() -> None:
+    deep = problems("ood_depth", DEEP)
+    assert {type(TASK.start(problem)) for problem in deep} == {DeductionTools}
+    assert {split_of(problem.canonical) for problem in deep} == {"test"}
 
 
 def test_the_two_vocabularies_never_meet() -> None:
@@ -203,8 +213,8 @@ def test_a_formula_is_said_in_one_of_its_templates(formula: str, sentences: set[
     ("split", "levels", "line"),
     [
         ("dev", (1,), "unknown split 'dev'; expected one of train, test, ood_words, ood_depth"),
-        ("train", (1, 9), "unknown fol levels [1, 9]; expected some of [1, 2, 3, 4, 5]"),
-        ("train", (), "unknown fol levels []; expected some of [1, 2, 3, 4, 5]"),
+        ("train", (1, 9), "unknown fol levels [1, 9] of split train; expected some of [1, 2, 3, 4, 5]"),
+        ("train", (), "unknown fol levels [] of split train; expected some of [1, 2, 3, 4, 5]"),
     ],
 )
 def test_an_unknown_split_or_level_is_refused_with_its_line(split: str, levels: tuple[int, ...], line: str) -> None:
@@ -461,7 +471,7 @@ def test_somebody_who_is_two_things_is_the_same_person_in_both() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "tools"), [(1, DeductionTools), (3, DeductionTools), (4, HigherDeductionTools), (5, HigherDeductionTools)]
+    ("level", "tools"), [(1, DeductionTools), (3, DeductionTools), (4, HigherDeductionTools), (5, DeductionTools)]
 )
 def test_without_a_toolset_the_level_chooses_one(level: int, tools: type[FolTools]) -> None:
     assert type(TASK.start(puzzle("kind(Tom)", goal="kind(Tom)", level=level))) is tools

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fcdpo_utils.tasks import gsm8k
+from fcdpo_utils.agent import prompt, run_calls
+from fcdpo_utils.profiles import TaskSettings
+from fcdpo_utils.tasks import make_problems
 from fcdpo_utils.tasks.arithmetic import split_of
+from fcdpo_utils.tasks.base import Problem
 from fcdpo_utils.tasks.gsm8k import GSM8K, ConversionFailure, conversion_report, convert_row, load_rows, report_table
 
 REAL_FILE = Path(__file__).parents[2] / "shared/data/gsm8k/train.jsonl"
@@ -201,6 +204,115 @@ def test_a_level_beyond_six_is_one_line(path: Path) -> None:
         TASK.generate(1, "train", 0, levels=(7,), path=path)
 
 
+# A source of its own for tests
+
+HARD = {  # rows that teachers cannot use: no gold chain, or one that is too long; the second is solved by 8 - 5
+    "no annotation": row("So x = 3.\n#### 3", "Find x, if 3x is 9."),
+    "wrong result": row("<<8-5=2>>2\n<<2+1=3>>3\n#### 3", "Tom has 8 pens and loses 5. How many are left?"),
+    "seven steps": row("".join(f"<<{n}+1={n + 1}>>" for n in range(7)) + "\n#### 7", "How often does it ring?"),
+}
+UNREADABLE = row("<<1+1=2>>2\n#### two", "How many is that in words?")
+
+
+def write(file: Path, made: list[dict[str, str]]) -> Path:
+    file.write_text("".join(json.dumps(one) + "\n" for one in made), encoding="utf-8")
+    return file
+
+
+def questions(problems: list[Problem]) -> set[str]:
+    return {problem.question for problem in problems}
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Path:
+    """Eleven rows: seven of `path` (the first spaced and cased otherwise), the hard ones, one without a number."""
+    easy = rows(7)
+    easy[0]["question"] = easy[0]["question"].upper().replace(" ", "  ")
+    return write(tmp_path / "test.jsonl", [*easy, *HARD.values(), UNREADABLE])
+
+
+def test_every_row_with_a_readable_answer_is_asked(benchmark: Path, path: Path) -> None:
+    asked = TASK.generate(10, "test", 0, path=path, test_path=benchmark)
+    expected = {" ".join(one["question"].split()) for one in load_rows(benchmark)} - {UNREADABLE["question"]}
+    assert questions(asked) == expected and len(asked) == len(expected) == 10
+    assert [problem.id for problem in asked] == [f"gsm8k-test-{number:04d}" for number in range(1, 11)]
+    assert {(problem.task, problem.split) for problem in asked} == {("gsm8k", "test")}
+
+
+def test_a_question_that_is_there_twice_is_asked_twice(tmp_path: Path) -> None:
+    file = write(tmp_path / "twice.jsonl", rows(1) * 2)
+    assert len(TASK.generate(2, "test", 0, path=file, test_path=file)) == 2
+
+
+def test_levels_do_not_filter_the_rows_of_a_test_source(benchmark: Path) -> None:
+    asked = TASK.generate(10, "test", 0, levels=(2,), test_path=benchmark)
+    assert sorted(problem.level for problem in asked) == [1, 1, 2, 2, 3, 4, 5, 6, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "steps"),
+    [("no annotation", 1, 0), ("wrong result", 2, 0), ("seven steps", 7, 7)],
+)
+def test_a_hard_row_keeps_its_answer_and_has_a_level(benchmark: Path, name: str, level: int, steps: int) -> None:
+    asked = TASK.generate(10, "test", 0, test_path=benchmark)
+    (problem,) = [problem for problem in asked if problem.question == HARD[name]["question"]]
+    assert problem.answer == HARD[name]["answer"].split("#### ")[1]
+    assert (problem.level, len(problem.details["steps"])) == (level, steps)
+
+
+def test_fewer_than_all_are_a_seeded_sample(benchmark: Path) -> None:
+    first = TASK.generate(5, "test", 1, test_path=benchmark)
+    assert TASK.generate(5, "test", 1, test_path=benchmark) == first
+    samples = {frozenset(questions(TASK.generate(5, "test", seed, test_path=benchmark))) for seed in range(9)}
+    assert {len(sample) for sample in samples} == {5} and len(samples) > 4
+
+
+def test_more_than_all_is_one_line(benchmark: Path) -> None:
+    with pytest.raises(ValueError, match=r"^gsm8k: 11 test problems asked for, only 10 in .*test\.jsonl$"):
+        TASK.generate(11, "test", 0, test_path=benchmark)
+
+
+def test_training_rows_are_all_those_whose_question_is_not_asked(benchmark: Path, path: Path) -> None:
+    learnt = [one for index, one in enumerate(rows(80)) if index >= 7 and index % 7 < 6]  # index % 7 + 1 steps
+    train = TASK.generate(len(learnt), "train", 0, path=path, test_path=benchmark)
+    assert questions(train) == {one["question"] for one in learnt}
+    assert {split_of(problem.canonical) for problem in train} == {"train", "test"}  # the hash decides nothing
+    line = rf"^gsm8k: 900 train problems asked for, only {len(learnt)} in .*rows\.jsonl$"
+    with pytest.raises(ValueError, match=line):
+        TASK.generate(900, "train", 0, path=path, test_path=benchmark)
+
+
+def test_a_question_without_a_readable_answer_is_not_learnt_from_either(tmp_path: Path, benchmark: Path) -> None:
+    file = write(tmp_path / "leak.jsonl", [UNREADABLE | {"answer": "<<1+1=2>>2\n#### 2"}])
+    assert len(TASK.generate(1, "test", 0, test_path=file)) == 1
+    with pytest.raises(ValueError, match=r"only 0 in .*leak\.jsonl$"):
+        TASK.generate(1, "train", 0, path=file, test_path=benchmark)
+
+
+def test_levels_still_choose_what_is_learnt_from(benchmark: Path, path: Path) -> None:
+    train = TASK.generate(9, "train", 0, levels=(3, 4), path=path, test_path=benchmark)
+    assert {problem.level for problem in train} == {3, 4}
+    assert all(len(problem.details["steps"]) == problem.level for problem in train)
+
+
+def test_the_settings_of_a_run_name_both_files(benchmark: Path, path: Path) -> None:
+    settings = TaskSettings(train=20, test=10, levels=(1, 2, 3), path=str(path), test_path=str(benchmark))
+    problems = make_problems("gsm8k", settings, seed=0)
+    train, test = ({p.canonical for p in problems if p.split == split} for split in ("train", "test"))
+    assert (len(train), len(test)) == (20, 10) and not train & test
+
+
+@pytest.mark.parametrize("name", ["no annotation", "wrong result"])
+def test_a_test_row_without_gold_steps_is_evaluated_but_not_demonstrated(benchmark: Path, name: str) -> None:
+    asked = TASK.generate(10, "test", 0, test_path=benchmark)
+    (problem,) = [problem for problem in asked if problem.question == HARD[name]["question"]]
+    with pytest.raises(ValueError, match=rf"^gsm8k: {problem.id} has no gold chain; it is for evaluation only$"):
+        TASK.gold_calls(problem)
+    assert prompt(TASK, problem)[-1]["content"].endswith(problem.question)
+    assert run_calls(TASK, problem, ["Subtract(8, 5)", "Answer(3)", "Stop()"]).sound
+    assert run_calls(TASK, problem, ["Subtract(8, 4)", "Answer(4)", "Stop()"]).outcome == "wrong_answer"
+
+
 # Where the rows come from
 
 
@@ -239,13 +351,50 @@ def test_a_missing_file_is_one_line() -> None:
         TASK.generate(1, "train", 0, path="nowhere.jsonl")
 
 
-def test_without_a_path_the_rows_are_the_train_split_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub whose test split has three rows, the train split those and five more; the splits it was asked for."""
+    asked_for: list[str] = []
+
     def load_dataset(name: str, config: str, split: str) -> list[dict[str, str]]:
-        assert (name, config, split) == ("openai/gsm8k", "main", "train")
-        return rows(3)
+        assert (name, config) == ("openai/gsm8k", "main")
+        asked_for.append(split)
+        return {"train": rows(8), "test": [*rows(2), HARD["wrong result"]]}[split]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert load_rows() == rows(3)
+    return asked_for
+
+
+def test_without_a_path_the_rows_are_the_train_split_of_the_hub(hub: list[str]) -> None:
+    assert load_rows() == rows(8) and hub == ["train"]
+
+
+def test_without_any_path_the_hub_has_a_split_for_each_use(hub: list[str]) -> None:
+    assert questions(TASK.generate(3, "test", 0)) == {one["question"] for one in [*rows(2), HARD["wrong result"]]}
+    assert hub == ["test"]
+    learnt = {rows(8)[index]["question"] for index in (2, 3, 4, 5, 7)}  # 0 and 1 are asked, 6 has seven steps
+    assert questions(TASK.generate(5, "train", 0)) == learnt
+
+
+def test_too_few_rows_of_the_hub_is_one_line(hub: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^gsm8k: 4 test problems asked for, only 3 in openai/gsm8k$"):
+        TASK.generate(4, "test", 0)
+
+
+def test_with_a_test_file_alone_training_rows_are_those_of_the_hub(hub: list[str], benchmark: Path) -> None:
+    assert questions(TASK.generate(1, "train", 0, test_path=benchmark)) == {rows(8)[7]["question"]}
+    assert hub == ["train"]
+
+
+def test_with_a_training_file_alone_the_hub_is_left_alone(hub: list[str], path: Path) -> None:
+    TASK.generate(5, "train", 0, path=path)
+    TASK.generate(5, "test", 0, path=path)
+    assert hub == []
+
+
+def test_who_only_evaluates_a_file_needs_no_hub(hub: list[str], benchmark: Path) -> None:
+    assert TASK.generate(0, "train", 0, test_path=benchmark) == []
+    assert len(TASK.generate(10, "test", 0, test_path=benchmark)) == 10 and hub == []
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,12 +428,21 @@ def test_the_real_file_converts_as_measured(real_rows: list[dict[str, str]]) -> 
     }
 
 
-@pytest.mark.parametrize("toolset", list(TASK.toolsets))
-def test_real_problems_are_sound_and_most_mistakes_end_wrong(
-    real_rows: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, toolset: str
+def test_as_a_benchmark_the_real_file_is_asked_whole_with_the_answers_a_person_reads(
+    real_rows: list[dict[str, str]],
 ) -> None:
-    monkeypatch.setattr(gsm8k, "load_rows", lambda path: real_rows)
-    problems = TASK.generate(200, "test", 0)
+    asked = TASK.generate(len(real_rows), "test", 0, test_path=REAL_FILE)
+    answers = {problem.canonical: problem.answer for problem in asked}
+    assert len(answers) == len(real_rows) == 7473
+    for made in real_rows:  # all are whole, some with commas
+        gold = made["answer"].split("#### ")[1]
+        assert answers[" ".join(made["question"].lower().split())] == str(int(gold.replace(",", ""))), gold
+
+
+@pytest.mark.parametrize("toolset", list(TASK.toolsets))
+@pytest.mark.usefixtures("real_rows")
+def test_real_problems_are_sound_and_most_mistakes_end_wrong(toolset: str) -> None:
+    problems = TASK.generate(200, "test", 0, path=REAL_FILE)
     for problem in problems:
         state = TASK.start(problem, toolset)
         assert [call for call in TASK.gold_calls(problem, toolset=toolset) if state.call(call).error] == []

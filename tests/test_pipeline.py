@@ -393,10 +393,10 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.
 def test_only_and_from_want_the_stages_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["run", "--profile", "smoke", "--run-dir", str(tmp_path)]
     assert main([*options, "--from", "04"]) == 1
-    assert main([*options, "--only", "6"]) == 1
+    assert main([*options, "--only", "9"]) == 1
     first, second = capfd.readouterr().err.splitlines()
     assert first == "fcdpo: stage 01_function_definition is not up to date (not finished yet); run it first"
-    assert second == "fcdpo: unknown stage '6'; expected one of 01, 02, 03, 04, 05"
+    assert second.startswith("fcdpo: unknown stage '9'; expected one of 01, 02, 03")
 
 
 def test_only_runs_a_stage_that_is_up_to_date_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from templates import FAMILIES, Family
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils.agent import Chain, Episode, Limits, prompt
@@ -23,22 +24,24 @@ def episodes(chosen: list[Problem], limits: Limits = LIMITS) -> list[Episode]:
     return [Episode(TASKS[problem.task], problem, limits=limits) for problem in chosen]
 
 
-def by_generate(model, tokenizer: PreTrainedTokenizerBase, episode: Episode, turn_tokens: int) -> Chain:
+def by_generate(
+    model, tokenizer: PreTrainedTokenizerBase, episode: Episode, turn_tokens: int, family: Family = FAMILIES["smollm2"]
+) -> Chain:
     """The definition: the library's greedy decoding of each turn, the whole chat passed again each time."""
     messages = prompt(episode.task, episode.problem, episode.toolset)
     text = render(tokenizer, messages, generate=True)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ends = [tokenizer.convert_tokens_to_ids(family.end_of_turn), tokenizer.eos_token_id]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     while not episode.finished:
         with torch.no_grad():
             output = model.generate(
-                input_ids=torch.tensor([ids]), max_new_tokens=turn_tokens, do_sample=False, eos_token_id=[end, 0, 2]
+                input_ids=torch.tensor([ids]), max_new_tokens=turn_tokens, do_sample=False, eos_token_id=ends
             )
         new = output[0, len(ids) :].tolist()
-        ended = new[-1] in (end, tokenizer.eos_token_id)
+        ended = new[-1] in ends
         step = episode.step(tokenizer.decode(new[: len(new) - ended]))
-        between = f"<|im_end|>\n<|im_start|>user\n{step.result}<|im_end|>\n<|im_start|>assistant\n"
-        ids = ids + new[: len(new) - ended] + tokenizer(between, add_special_tokens=False)["input_ids"]
+        between = tokenizer(family.between.format(step.result), add_special_tokens=False)["input_ids"]
+        ids = ids + new[: len(new) - ended] + between
     return episode.chain()
 
 

@@ -5,34 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+from templates import FAMILIES, Family, speaking
 from transformers import PreTrainedTokenizerBase
 
 from fcdpo_utils.tokens import encode_chat, render
-
-# The shape of each family's rendering: whitespace, the beginning-of-text token and the end-of-turn token.
-TEMPLATES = {
-    "chatml": (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "mistral": (
-        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-        "{% elif m.role == 'assistant' %}{{ m.content }}</s>"
-        "{% else %}{{ raise_exception('only user and assistant roles are supported') }}{% endif %}{% endfor %}"
-    ),
-    "llama-3": (
-        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-    "phi-3": (
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
-    ),
-}
-SPECIAL = ["<s>", "</s>", "[INST]", "[/INST]", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
-SPECIAL += ["<|eot_id|>", "<|user|>", "<|assistant|>", "<|end|>"]
-END_OF_TURN = {"chatml": "<|im_end|>", "mistral": "</s>", "llama-3": "<|eot_id|>", "phi-3": "<|end|>"}
 
 CALLS = ["Sum(2, 3)", 'Answer("5")', "Stop()"]
 CHAT = [
@@ -45,23 +21,22 @@ CHAT = [
 ]
 
 
-@pytest.fixture(params=sorted(TEMPLATES))
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
 
 
 @pytest.fixture
-def student(tokenizer: PreTrainedTokenizerBase, family: str) -> PreTrainedTokenizerBase:
-    changed = copy.deepcopy(tokenizer)
-    changed.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *SPECIAL]})
-    changed.chat_template = TEMPLATES[family]
-    return changed
+def student(tokenizer: PreTrainedTokenizerBase, family: Family) -> PreTrainedTokenizerBase:
+    return speaking(tokenizer, family)
 
 
-def test_the_policy_tokens_are_the_calls_with_their_end_of_turn(student: PreTrainedTokenizerBase, family: str) -> None:
+def test_the_policy_tokens_are_the_calls_with_their_end_of_turn(
+    student: PreTrainedTokenizerBase, family: Family
+) -> None:
     tokens = encode_chat(student, CHAT)
     said = student.decode([i for i, policy in zip(tokens.ids, tokens.policy, strict=True) if policy])
-    assert said.replace(" ", "") == "".join(call + END_OF_TURN[family] for call in CALLS).replace(" ", "")
+    assert said.replace(" ", "") == "".join(call + family.end_of_turn for call in CALLS).replace(" ", "")
 
 
 def test_a_chat_is_tokenised_once_as_the_text_of_its_template(student: PreTrainedTokenizerBase) -> None:
@@ -79,16 +54,14 @@ def test_nothing_follows_the_last_policy_token(student: PreTrainedTokenizerBase)
 def test_the_prompt_ends_where_the_first_call_begins(student: PreTrainedTokenizerBase) -> None:
     tokens = encode_chat(student, CHAT)
     assert tokens.policy.index(True) == tokens.prompt_length
-    assert (
-        student.decode(tokens.ids[: tokens.prompt_length]).rstrip() == render(student, CHAT[:1], generate=True).rstrip()
-    )
+    before, asked = student.decode(tokens.ids[: tokens.prompt_length]), render(student, CHAT[:1], generate=True)
+    assert "".join(before.split()) == "".join(asked.split())  # Phi-3's tokens swallow line ends
 
 
 def test_a_template_without_a_system_role_needs_none(tokenizer: PreTrainedTokenizerBase) -> None:
-    changed = copy.deepcopy(tokenizer)
-    changed.chat_template = TEMPLATES["mistral"]
-    with pytest.raises(Exception, match="only user and assistant roles"):
-        render(changed, [{"role": "system", "content": "x"}])
+    changed = speaking(tokenizer, FAMILIES["mistral, first release"])
+    with pytest.raises(Exception, match="roles must alternate"):
+        render(changed, [{"role": "system", "content": "x"}, *CHAT])
     assert render(changed, CHAT).count("<s>") == 1
 
 

@@ -35,12 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(action=action)
         return added
 
-    run = command("run", _run, "run notebooks 01 to 05 under papermill; stages that are up to date are skipped")
+    run = command(
+        "run", _run, "run notebooks 01 to 05, or further ones (--only), under papermill; skips what is up to date"
+    )
     run.add_argument("--profile", default="cpu")
     run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as teacher.samples=8")
     run.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
     which = run.add_mutually_exclusive_group()
-    which.add_argument("--only", default="", metavar="NN", help="run this stage alone, even if up to date")
+    which.add_argument("--only", default="", metavar="NN", help="run this stage alone; 06 to 08 with those it needs")
     which.add_argument("--from", dest="start", default="", metavar="NN", help="run this stage and those after it")
     run.add_argument("--cell-timeout", type=int, default=0, metavar="S", help="seconds that one cell may take; 0: any")
     check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails")

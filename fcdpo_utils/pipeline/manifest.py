@@ -24,12 +24,16 @@ NOTEBOOKS = ROOT / "notebooks"
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One notebook: the groups of settings it depends on, the artifacts it reads and those it makes (globs)."""
+    """One notebook: the groups of settings it depends on, the artifacts it reads and those it makes (globs).
+
+    `needs`: the stages before a further one, by number.
+    """
 
     name: str
     settings: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
 
 STAGES = (
@@ -61,6 +65,36 @@ STAGES = (
         ),
     ),
 )
+
+FURTHER = (  # beyond the pipeline: run by number, and then the stages that they need come first
+    StageSpec(
+        "06_ablations",
+        ("seed", "tasks", "limits", "preferences", "student", "training", "evaluation", "ablations"),
+        ("problems.jsonl", "chains.jsonl"),
+        ("ablations.json", "ablations_*.png", "ablations/*/training.json", "ablations/*/chains.jsonl"),
+        needs=("01", "02"),
+    ),
+    StageSpec(
+        "07_generalisation",
+        ("seed", "tasks", "limits", "student", "evaluation", "generalisation"),
+        ("problems.jsonl", "adapter/adapter_*", "metrics.json"),
+        ("generalisation.json", "generalisation*.png", "generalisation/*.jsonl"),
+        needs=("01", "02", "03", "04", "05"),
+    ),
+    StageSpec(
+        "08_rounds",
+        ("seed", "tasks", "limits", "preferences", "student", "training", "evaluation", "rounds"),
+        ("problems.jsonl", "adapter/adapter_*"),
+        ("rounds.json", "rounds*.png", "rounds/*/chains.jsonl", "rounds/*/adapter/adapter_*", "rounds/*.jsonl"),
+        needs=("01", "02", "03", "04"),
+    ),
+)
+
+
+def recorded(run_dir: Path) -> list[StageSpec]:
+    """The stages that a run should have finished: the pipeline's, and the further ones that its manifest names."""
+    stages = load(run_dir).get("stages", {})
+    return [*STAGES, *(spec for spec in FURTHER if spec.name in stages)]
 
 
 def head(settings: Settings) -> dict[str, Any]:
@@ -113,7 +147,7 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
         **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
     }
     if spec.name == STAGES[0].name:
-        files = [task.path for task in settings.tasks.values() if task.path]
+        files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
     for group, source in (("student", settings.student.source), ("teacher", settings.teacher.model)):
         if group in spec.settings and (state := weights_state(source)):

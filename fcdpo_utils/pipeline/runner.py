@@ -47,11 +47,13 @@ def run(
 
     `only` and `start` are numbers such as "04": run just that stage, or that one and all after it, even where they
     are up to date (chains, checkpoints and references that are stored by content serve again); the stages before
-    must be up to date. `cell_timeout`: seconds, 0 for none. Raises `StageError`,
-    `SettingsError` or `StoreError`.
+    must be up to date. `only` may name a further stage ("06"): the stages that it needs are brought up to date, then
+    it runs. `cell_timeout`: seconds, 0 for none. Raises `StageError`, `SettingsError` or `StoreError`.
     """
     settings = load_settings(profile, overrides)
-    specs = manifest.STAGES
+    specs, further = manifest.STAGES, _find(only, manifest.FURTHER)
+    if further:
+        specs, only = (*(spec for spec in specs if spec.name[:2] in further.needs), further), ""
     first = _index(only or start) if only or start else 0
     for spec in specs:
         check_notebook(manifest.NOTEBOOKS / f"{spec.name}.ipynb")
@@ -68,17 +70,24 @@ def run(
             if not reasons and not ((only or start) and index >= first):
                 _say(f"[{index + 1}/{len(specs)}] {spec.name}: up to date, skipped", final=True)
                 continue
-            _make(spec, index, settings, head, folder, token, overrides, cell_timeout)
+            later = 60 * sum(settings.expected_minutes[index + 1 : len(specs)])
+            place = f"[{index + 1}/{len(specs)}] {spec.name}"
+            _make(spec, place, later, settings, head, folder, token, overrides, cell_timeout)
     return folder
 
 
-def _index(number: str) -> int:
+def _find(number: str, specs: Sequence[StageSpec]) -> StageSpec | None:
     """The stage that "04" or its whole name means."""
-    names = [spec.name for spec in manifest.STAGES]
-    found = [index for index, name in enumerate(names) if number in (name, name[:2], name[1:2])]
+    return next((spec for spec in specs if number in (spec.name, spec.name[:2], spec.name[1:2])), None)
+
+
+def _index(number: str) -> int:
+    """The place of a stage in the pipeline."""
+    found = _find(number, manifest.STAGES)
     if not found:
-        raise StageError(f"unknown stage {number!r}; expected one of {', '.join(name[:2] for name in names)}")
-    return found[0]
+        known = ", ".join(spec.name[:2] for spec in (*manifest.STAGES, *manifest.FURTHER))
+        raise StageError(f"unknown stage {number!r}; expected one of {known} (those from 06 on with --only)")
+    return manifest.STAGES.index(found)
 
 
 def check_notebook(path: Path) -> None:
@@ -102,7 +111,8 @@ def check_notebook(path: Path) -> None:
 
 def _make(
     spec: StageSpec,
-    index: int,
+    place: str,
+    later: float,
     settings: Settings,
     head: dict,
     folder: Path,
@@ -120,8 +130,8 @@ def _make(
     depends_on = manifest.fingerprint(spec, settings, folder)
     for figure in (path for pattern in spec.outputs if pattern.endswith(".png") for path in folder.glob(pattern)):
         figure.unlink()  # of tasks that this run may not have
-    started, later = time.monotonic(), sum(settings.expected_minutes[index + 1 :]) * 60
-    exit_code = _papermill(spec, index, settings, folder, token, overrides, cell_timeout, later)
+    started = time.monotonic()
+    exit_code = _papermill(spec, place, settings, folder, token, overrides, cell_timeout, later)
     seconds = round(time.monotonic() - started, 1)
     try:
         _require_success(spec, folder, token, exit_code)
@@ -135,7 +145,7 @@ def _make(
     outputs = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
     entry |= {"papermill_exit": exit_code, "depends_on": depends_on, "outputs": outputs}
     manifest.save(folder, head | {"stages": stages})
-    _say(f"[{index + 1}/{len(manifest.STAGES)}] {spec.name} done in {format_seconds(seconds)}", final=True)
+    _say(f"{place} done in {format_seconds(seconds)}", final=True)
 
 
 def _add_times(folder: Path, stages: dict[str, dict]) -> None:
@@ -147,7 +157,7 @@ def _add_times(folder: Path, stages: dict[str, dict]) -> None:
 
 def _papermill(
     spec: StageSpec,
-    index: int,
+    place: str,
     settings: Settings,
     folder: Path,
     token: str,
@@ -170,7 +180,7 @@ def _papermill(
         options = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": _die_with_parent}
         process = subprocess.Popen(command, **options)
         try:
-            _watch(process, spec.name, index, folder, later)
+            _watch(process, spec.name, place, folder, later)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -192,7 +202,7 @@ def _require_success(spec: StageSpec, folder: Path, token: str, exit_code: int) 
         raise StageError(f"stage {spec.name} ended before its last cell, without an error (log: {log})")
 
 
-def _watch(process: subprocess.Popen, name: str, index: int, folder: Path, later: float) -> None:
+def _watch(process: subprocess.Popen, name: str, place: str, folder: Path, later: float) -> None:
     """Show the notebook's own progress until the process ends."""
     printed = 0.0
     while process.poll() is None:
@@ -204,8 +214,7 @@ def _watch(process: subprocess.Popen, name: str, index: int, folder: Path, later
             text = f"{status['text']}, {format_seconds(status['left_seconds'])} left in this step"
         else:
             text = "running"
-        place = f"[{index + 1}/{len(manifest.STAGES)}] {name}"
-        line = f"{place}: {text}, then about {format_seconds(later)} for later stages"
+        line = f"{place}: {text}" + (f", then about {format_seconds(later)} for later stages" if later else "")
         if sys.stdout.isatty() or time.monotonic() - printed > _SILENCE_SECONDS:
             printed = time.monotonic()
             _say(line)

@@ -34,8 +34,9 @@ class TaskSettings(_Group):
     levels: tuple[int, ...] = Field(description="difficulty levels, taken in turn")
     toolset: str | None = Field(default=None, description="None is the task's default toolset")
     path: str | None = Field(default=None, description="a JSONL file of GSM8K's form; relative to the checkout")
+    test_path: str | None = Field(default=None, description="another such file for the held-out problems")
 
-    @field_validator("path")
+    @field_validator("path", "test_path")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         """Notebooks and the command that runs them work in different folders."""
@@ -48,6 +49,7 @@ def _model_source(source: str) -> str:
 
 
 ModelSource = Annotated[str, AfterValidator(_model_source)]
+TaskName = Literal["fol", "arithmetic", "gsm8k", "knights_knaves", "ordering", "rewriting", "family"]
 
 
 class TeacherSettings(_Group):
@@ -59,6 +61,7 @@ class TeacherSettings(_Group):
     error_rate: float = Field(default=0.5, ge=0, le=1, description="scripted: share of chains that get a mistake")
     variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
     model: ModelSource = Field(default="embedded", description="local: as student.source; server: the name it serves")
+    adapter: str | None = Field(default=None, description="local: the folder of a LoRA adapter on the model")
     four_bit: bool = Field(default=False, description="local: NF4")
     call_format: Literal["python", "tools"] = Field(
         default="python", description="local and server: calls as text, or by the model's own tool template"
@@ -114,6 +117,7 @@ class TrainingSettings(_Group):
     beta: float = Field(default=0.1, gt=0)
     dpo_weight: float = Field(default=1.0, ge=0)
     sft_weight: float = Field(default=1.0, ge=0)
+    mask_results: bool = Field(default=True, description="false: functions' results count as the student's own words")
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     block_weight: Literal["pairs", "prompts"] = Field(default="prompts", description="what the mean loss is over")
     lora_rank: int = Field(default=16, ge=1)
@@ -131,31 +135,106 @@ class EvaluationSettings(_Group):
     turn_tokens: int = Field(default=48, ge=8)
 
 
+class ArmSettings(_Group):
+    """One arm of the ablations: the full method with some settings changed."""
+
+    question: str
+    arm: str
+    change: tuple[str, ...] = Field(description="as after --set, such as training.beta=0.5")
+    same_steps: bool = Field(default=False, description="as many optimiser steps as the full method, not epochs")
+
+
+class ProbeSettings(_Group):
+    """One set of problems outside what was trained on."""
+
+    name: str
+    task: TaskName
+    split: str = "test"
+    levels: tuple[int, ...]
+    test: int = Field(default=100, ge=1, description="problems")
+    toolset: str | None = None
+
+
+_LONGER = {"name": "longer proofs", "task": "fol", "split": "ood_depth", "levels": (4, 5, 6)}
+_PROBES = (
+    _LONGER,
+    {"name": "other words", "task": "fol", "split": "ood_words", "levels": (1, 2, 3)},
+    {"name": "logic, other functions", "task": "fol", "levels": (1, 2, 3), "toolset": "decide"},
+    {"name": "arithmetic, other functions", "task": "arithmetic", "levels": (2, 3, 4, 5), "toolset": "expression"},
+    {"name": "knights and knaves", "task": "knights_knaves", "levels": (1, 2, 3)},
+    {"name": "ordering", "task": "ordering", "levels": (1, 2, 3)},
+    {"name": "string rewriting", "task": "rewriting", "levels": (1, 2, 3)},
+    {"name": "family relations", "task": "family", "levels": (1, 2, 3)},
+)
+
+
+class GeneralisationSettings(_Group):
+    """What the trained student is asked besides its own tasks."""
+
+    probes: tuple[ProbeSettings, ...] = tuple(ProbeSettings(**probe) for probe in _PROBES)
+    calls: int = Field(default=40, ge=1, description="limits.calls for these problems: deep proofs are long")
+
+
+class RoundSettings(_Group):
+    """Further rounds, in which the student is its own teacher (iterative DPO)."""
+
+    count: int = Field(default=2, ge=2, description="rounds altogether, the one of notebook 04 included")
+    train: int = Field(default=120, ge=1, description="new problems of each task in each round")
+    levels: dict[TaskName, tuple[int, ...]] = Field(default={"fol": (3, 5)}, description="of the new problems")
+    samples: int = Field(default=8, ge=2, description="chains of each problem")
+    temperature: float = Field(default=0.7, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    probes: tuple[ProbeSettings, ...] = Field(
+        default=(ProbeSettings(**_LONGER, test=200),), description="asked after every round, besides the held-out tests"
+    )
+
+
 class Settings(_Group):
     """Everything a run depends on."""
 
     profile: str
     seed: int = 0
-    tasks: dict[Literal["fol", "arithmetic", "gsm8k"], TaskSettings]
+    tasks: dict[TaskName, TaskSettings]
     limits: LimitSettings = LimitSettings()
     teacher: TeacherSettings = TeacherSettings()
     preferences: PreferenceSettings = PreferenceSettings()
     student: StudentSettings = StudentSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    ablations: tuple[ArmSettings, ...] = ()
+    generalisation: GeneralisationSettings = GeneralisationSettings()
+    rounds: RoundSettings = RoundSettings()
+    expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")
 
     @model_validator(mode="after")
     def _only_gsm8k_reads_a_file(self) -> Settings:
         for name, task in self.tasks.items():
-            if task.path is not None and name != "gsm8k":
-                raise ValueError(f"tasks.{name}.path: only gsm8k reads a file")
+            for field in ("path", "test_path"):
+                if getattr(task, field) is not None and name != "gsm8k":
+                    raise ValueError(f"tasks.{name}.{field}: only gsm8k reads a file")
         return self
 
-    expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")
+    @model_validator(mode="after")
+    def _arms_are_settings(self) -> Settings:
+        names = [arm.arm for arm in self.ablations]
+        if len(set(names)) < len(names):
+            raise ValueError("ablations: two arms have the same name")
+        for arm in self.ablations:
+            try:
+                self.changed(arm.change)
+            except SettingsError as error:
+                raise ValueError(f"ablations, arm {arm.arm!r}: {error}") from None
+        return self
 
-    def table(self) -> str:
-        """The settings as indented text, for a notebook to show."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).rstrip()
+    def changed(self, overrides: Sequence[str]) -> Settings:
+        """These settings with overrides such as `training.beta=0.5`, without arms. Raises `SettingsError`."""
+        values = self.model_dump(mode="json") | {"ablations": ()}
+        return _validated(values, overrides)
+
+    def table(self, *also: str) -> str:
+        """The settings of notebooks 01 to 05 as indented text, and those of the further ones that are named."""
+        hidden = {"ablations", "generalisation", "rounds"} - {*also}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=hidden), sort_keys=False).rstrip()
 
 
 def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings:
@@ -168,7 +247,11 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
     if profile not in known:
         raise SettingsError(f"unknown profile {profile!r}; expected one of {', '.join(known)}")
     values: dict[str, Any] = {"profile": profile, **yaml.safe_load(path.read_text(encoding="utf-8"))}
-    for override in _words(overrides) if isinstance(overrides, str) else overrides:
+    return _validated(values, _words(overrides) if isinstance(overrides, str) else overrides)
+
+
+def _validated(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
+    for override in overrides:
         _set(values, override)
     try:
         return Settings.model_validate(values)

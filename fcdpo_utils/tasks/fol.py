@@ -327,7 +327,7 @@ class FirstOrderLogic(Task):
 
 
 def _default_toolset(problem: Problem) -> str:
-    return "higher" if problem.level >= 4 else "deduction"
+    return "higher" if fol_theories.has_harder_schemas(problem.level, problem.split) else "deduction"
 
 
 def _shuffled_head(steps: list[str], size: int, rng: random.Random | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 A theory is a derivation of the wanted depth plus distractors, said in one of several sentence templates per
 formula and shuffled. Inconsistent or mislabelled drafts are rejected; labels are balanced within each level;
-train and test never share a canonical form, and the `ood_words` split has its own vocabulary, `ood_depth` longer
-proofs.
+train and test never share a canonical form, the `ood_words` split has its own vocabulary, and in `ood_depth`, apart
+from train like test, a level is a proof depth beyond those of training.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fcdpo_utils.tasks.logic import (
 LABELS: tuple[Label, ...] = ("True", "False", "Unknown")
 SPLITS = ("train", "test", "ood_words", "ood_depth")
 LEVELS = (1, 2, 3, 4, 5)
+DEPTHS = (4, 5, 6)  # the levels of ood_depth
 MAX_DRAFTS = 4_000
 JOINED_SHARE = 0.2  # of rules: two conditions
 PRACTISED_SHARE = 0.4  # the same in training, for they are what students misread
@@ -68,10 +69,9 @@ def generate(count: int, split: str, seed: int, levels: tuple[int, ...]) -> list
     """`count` distinct theories, levels and labels in turn; deterministic in all arguments."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    if not levels or not set(levels) <= set(LEVELS):
-        raise ValueError(f"unknown fol levels {list(levels)}; expected some of {list(LEVELS)}")
-    if split == "ood_depth" and min(levels) < max(LEVELS):
-        raise ValueError(f"fol split ood_depth has level {max(LEVELS)} only, got levels {list(levels)}")
+    known = DEPTHS if split == "ood_depth" else LEVELS
+    if not levels or not set(levels) <= set(known):
+        raise ValueError(f"unknown fol levels {list(levels)} of split {split}; expected some of {list(known)}")
     theories: list[Theory] = []
     seen: set[str] = set()
     for number in range(count):
@@ -95,12 +95,17 @@ def split_of(canonical: str) -> str:
     return "test" if int(canonical, 16) % 10 < 3 else "train"
 
 
+def has_harder_schemas(level: int, split: str) -> bool:
+    """Whether this level has disjunctive facts, relations and the like instead of longer proofs."""
+    return level == 4 and split != "ood_depth"
+
+
 def _draft(rng: random.Random, split: str, level: int, label: Label) -> Theory | None:
     """One random theory, or None when a check rejects it."""
     words = OTHER_WORDS if split == "ood_words" else MAIN_WORDS
-    size = (5, 10) if level == 5 else (4, 8)  # more steps need more words
+    size = (9, 14) if split == "ood_depth" else (5, 10) if level == 5 else (4, 8)  # more steps need more words
     draft = _Draft(rng, words, *size, PRACTISED_SHARE if split == "train" else JOINED_SHARE)
-    if level == 4:
+    if has_harder_schemas(level, split):
         rng.choice([draft.contraposition, draft.disjunction, draft.relation, draft.witness])()
         draft.chain(rng.randint(0, 1))
     else:
@@ -109,12 +114,13 @@ def _draft(rng: random.Random, split: str, level: int, label: Label) -> Theory |
     goal = draft.distractors_and_goal(label)
     premises = rng.sample(draft.premises, len(draft.premises))
     form = canonical_form(premises, goal)
-    home = split_of(form) if split in ("train", "test") else split
-    if home != split or not is_consistent(premises) or decide(premises, goal) != label:
+    if split != "ood_words" and split_of(form) != ("train" if split == "train" else "test"):
+        return None
+    if not is_consistent(premises) or decide(premises, goal) != label:
         return None
     if label != "Unknown" and any(p.exists for p in premises) and any(_joins(p) for p in premises):
         return None  # the second condition is not known of the witness: only a proof by cases could justify it
-    if level != 4 and _chained_label(premises, goal) != label:
+    if not has_harder_schemas(level, split) and _chained_label(premises, goal) != label:
         return None  # the core steps could not justify it
     sentences = " ".join(say(premise, rng) for premise in premises)
     question = f"{sentences} Statement: {say(goal, rng)}"

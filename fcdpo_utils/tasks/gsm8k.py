@@ -1,7 +1,8 @@
 """GSM8K (Cobbe et al., arXiv 2110.14168) as chains: its `<<48/2=24>>` annotations become gold calls.
 
-Reads rows {"question", "answer"} from a JSONL file or from the hub, and keeps those whose chain, once run, gives the
-row's own answer. `fcdpo gsm8k PATH` prints how many convert and why the others do not.
+Reads rows {"question", "answer"} from JSONL files or from the hub. To learn from, it keeps those whose chain, once run,
+gives the row's own answer; a source of its own for tests is a benchmark and asked whole. `fcdpo gsm8k PATH` prints how
+many rows convert and why the others do not.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 from fcdpo_utils.functions import Refused, format_number
@@ -135,13 +138,13 @@ def report_table(report: dict[str, int]) -> str:
     return "\n".join([*lines, f"{total:6d}  100.0%  rows"])
 
 
-def load_rows(path: str | Path | None = None) -> list[dict[str, str]]:
-    """Rows of a JSONL file, or of the hub's train split where `path` is None.
+def load_rows(path: str | Path | None = None, hub_split: str = "train") -> list[dict[str, str]]:
+    """Rows of a JSONL file, or of that split of the hub's data set where `path` is None.
 
     Raises FileNotFoundError, ValueError (naming file and line) or ConnectionError, each with one line.
     """
     if path is None:
-        return _hub_rows()
+        return _hub_rows(hub_split)
     if not Path(path).is_file():
         raise FileNotFoundError(f'gsm8k: no file {path}; expected JSONL with a "question" and an "answer" on each line')
     try:
@@ -161,18 +164,18 @@ def _row(line: str, place: str) -> dict[str, str]:
     return row
 
 
-def _hub_rows() -> list[dict[str, str]]:
+def _hub_rows(split: str) -> list[dict[str, str]]:
     import datasets  # slow to import, and only this way of loading needs it
 
-    try:  # its test split stays untouched: published results are measured on it
-        return list(datasets.load_dataset(HUB_NAME, "main", split="train"))
+    try:
+        return list(datasets.load_dataset(HUB_NAME, "main", split=split))
     except Exception as error:  # the client raises many kinds when offline
         kind = type(error).__name__
         raise ConnectionError(f"gsm8k: cannot load {HUB_NAME} from the hub ({kind}); pass GSM8K=PATH") from None
 
 
 class GSM8K(Arithmetic):
-    """Real word problems; level is the number of gold steps, at most 6."""
+    """Real word problems; level is the number of gold steps, at most 6 where a chain is learnt from."""
 
     name = "gsm8k"
 
@@ -183,30 +186,64 @@ class GSM8K(Arithmetic):
         seed: int,
         levels: Sequence[int] | None = None,
         path: str | Path | None = None,
+        test_path: str | Path | None = None,
     ) -> list[Problem]:
-        """`count` rows that convert, drawn from those whose question's hash falls into `split`.
+        """`count` rows, drawn by `seed`: training rows from `path` or the hub, test rows from `test_path` or the hub.
 
+        Test rows of such a source are all asked, at any level, with or without a gold chain, if only their answer can
+        be read. With `path` alone both splits are drawn from it, by the question's hash, among the rows that convert.
         Raises ValueError for an unknown split or level, or where there are fewer such rows.
         """
         levels = LEVELS if levels is None else levels
         check_request(self.name, split, levels, LEVELS)
-        rows = {" ".join(row["question"].lower().split()): row for row in load_rows(path)}
-        canonicals = [canonical for canonical in rows if split_of(canonical) == split]
-        random.Random(f"{seed} {split}").shuffle(canonicals)
-        problems: list[Problem] = []
-        for canonical in canonicals:
-            if len(problems) == count:
-                break
-            steps = convert_row(rows[canonical])
-            if not isinstance(steps, ConversionFailure) and len(steps) in levels:
-                identity = f"{self.name}-{split}-{len(problems) + 1:04d}"
-                problems.append(_problem(identity, split, rows[canonical], canonical, steps))
+        benchmark = split == "test" and (path is None or test_path is not None)
+        rows = _rows_of(split, path, test_path) if count else []
+        random.Random(f"{seed} {split}").shuffle(rows)
+        found = islice(_problems(rows, split, None if benchmark else levels), count)
+        problems = [replace(p, id=f"{self.name}-{split}-{number:04d}") for number, p in enumerate(found, start=1)]
         if len(problems) < count:
-            raise ValueError(f"gsm8k: {count} {split} problems asked for, only {len(problems)} in {path or HUB_NAME}")
+            source = (test_path if benchmark else path) or HUB_NAME
+            raise ValueError(f"gsm8k: {count} {split} problems asked for, only {len(problems)} in {source}")
         return problems
 
+    def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
+        """As for arithmetic. Raises ValueError for a test row whose annotations do not convert."""
+        if not problem.details["steps"]:
+            raise ValueError(f"gsm8k: {problem.id} has no gold chain; it is for evaluation only")
+        return super().gold_calls(problem, rng, toolset)
 
-def _problem(identity: str, split: str, row: dict[str, str], canonical: str, steps: list[Step]) -> Problem:
+
+def _rows_of(split: str, path: str | Path | None, test_path: str | Path | None) -> list[dict[str, str]]:
+    """The rows that `split` may use: no question is in both, up to case and spaces."""
+    if path is not None and test_path is None:
+        return [row for canonical, row in _by_question(load_rows(path)).items() if split_of(canonical) == split]
+    asked = load_rows(test_path, "test")
+    if split == "test":
+        return asked
+    held_out = _by_question(asked)
+    return [row for canonical, row in _by_question(load_rows(path)).items() if canonical not in held_out]
+
+
+def _by_question(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:
+    return {_canonical(row): row for row in rows}
+
+
+def _canonical(row: dict[str, str]) -> str:
+    return " ".join(row["question"].lower().split())
+
+
+def _problems(rows: Iterable[dict[str, str]], split: str, levels: Sequence[int] | None) -> Iterator[Problem]:
+    """Problems without their ids: rows with a gold chain of one of `levels`; where it is None, all with an answer."""
+    for row in rows:
+        outcome = convert_row(row)
+        steps = [] if isinstance(outcome, ConversionFailure) else outcome
+        wanted = outcome != NO_ANSWER if levels is None else len(steps) in levels
+        if wanted:
+            yield _problem(split, row, steps)
+
+
+def _problem(split: str, row: dict[str, str], steps: list[Step]) -> Problem:
     answer = format_number(parse_answer(row["answer"].rpartition("####")[2]))
     question = " ".join(row["question"].split())
-    return Problem(identity, GSM8K.name, split, len(steps), question, answer, canonical, {"steps": steps})
+    level = len(steps) or max(1, len(_ANNOTATION.findall(row["answer"])))
+    return Problem("", GSM8K.name, split, level, question, answer, _canonical(row), {"steps": steps})
