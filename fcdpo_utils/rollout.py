@@ -305,7 +305,8 @@ def rollout(
 
     `samples` numbers the episodes of a same problem (its random stream is seeded with seed, problem and sample).
     `on_finished` is called with each episode as it ends, `admit` before each starts, which may say no. Chains that
-    would overflow the model's context are cut. Raises ChatError where the chat template knows no tool calls.
+    would overflow the model's context are cut. Raises ChatError where the chat template knows no tool calls, ValueError
+    where the model needs more than softmax attention in a sliding window.
     """
     numbers = samples or [0] * len(episodes)
     rows = [

@@ -9,10 +9,11 @@ import copy
 import json
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
-from itertools import combinations
+from itertools import combinations, count
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from fcdpo_utils.tasks.arithmetic import split_of
 from fcdpo_utils.tasks.base import Problem
 from fcdpo_utils.tasks.puzzles import PUZZLES, base
 from fcdpo_utils.tasks.puzzles.base import Puzzle, canonical_form
+from fcdpo_utils.tasks.puzzles.family import COMPOSED, INVERSE
 
 LEVELS, SPLITS = (1, 2, 3), ("train", "test")
 each_puzzle = pytest.mark.parametrize("task", PUZZLES, ids=lambda task: task.name)
@@ -190,7 +192,7 @@ def test_the_question_alone_has_the_answer_and_no_other(task: Puzzle) -> None:
         assert SOLVERS[task.name](problem.question) == {problem.answer}, problem
 
 
-@pytest.mark.slow  # 20,000 problems each: under a minute a puzzle
+@pytest.mark.slow  # 20,000 problems a puzzle: about 20 s of CPU time each
 @each_puzzle
 def test_ten_thousand_problems_of_each_split_are_distinct_rightly_labelled_and_kept_apart(task: Puzzle) -> None:
     made = {split: task.generate(10_000, split, seed=0) for split in SPLITS}
@@ -257,6 +259,11 @@ def test_problems_are_distinct_and_numbered_and_their_levels_are_taken_in_turn(t
     assert {problem.level for problem in task.generate(4, "test", seed=0, levels=(3,))} == {3}
 
 
+def test_questions_stay_distinct_where_few_can_be_asked() -> None:
+    made = named("knights_knaves").generate(600, "test", seed=0, levels=(1,))
+    assert len({problem.question for problem in made}) == 600
+
+
 @each_puzzle
 def test_a_problem_can_be_stored_as_json(task: Puzzle) -> None:
     for problem in problems(task):
@@ -317,6 +324,49 @@ def test_rewriting_takes_one_step_more_than_its_level() -> None:
     for problem in problems(named("rewriting")):
         calls = named("rewriting").gold_calls(problem)
         assert sum(call.startswith("Rewrite") for call in calls) == problem.level + 1
+
+
+# How relations compose
+
+
+def a_large_family() -> dict[str, tuple[str, str]]:
+    """The parents of each of about a hundred people over five generations, none of whom married a relative."""
+    parents: dict[str, tuple[str, str]] = {}
+    names = map(str, count())
+
+    def grow(couple: tuple[str, str], generations: int) -> None:
+        for number in range(3):
+            child = next(names)
+            parents[child] = couple
+            if generations and number < 2:
+                spouse, sibling = next(names), next(names)
+                parents[spouse] = parents[sibling] = (next(names), next(names))
+                grow((child, spouse), generations - 1)
+
+    grow((next(names), next(names)), 3)
+    return parents
+
+
+def relations(parents: dict[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What anybody is to anybody else, by the definition of each word."""
+    near = {(parent, child): "parent" for child, couple in parents.items() for parent in couple}
+    grand = {(x, z) for x, y in near for z in parents if y in parents[z]}
+    great = {(x, z) for x, y in grand for z in parents if y in parents[z]}
+    siblings = {(x, y) for x in parents for y in parents if x != y and parents[x] == parents[y]}
+    aunts = {(x, z) for x, y in siblings for z in parents if y in parents[z]}
+    down = near | dict.fromkeys(grand, "grandparent") | dict.fromkeys(great, "great-grandparent")
+    down |= dict.fromkeys(aunts, "aunt or uncle")
+    return down | {(y, x): INVERSE[word] for (x, y), word in down.items()} | dict.fromkeys(siblings, "sibling")
+
+
+def test_relations_compose_exactly_where_one_relation_follows_and_has_a_name() -> None:
+    found, known = defaultdict(set), relations(a_large_family())
+    people = {person for pair in known for person in pair}
+    for (a, b), first in known.items():
+        for c in people - {a}:
+            if (b, c) in known:
+                found[first, known[b, c]].add(known.get((a, c)))
+    assert {pair: word for pair, (word, *more) in found.items() if not more and word is not None} == COMPOSED
 
 
 # Gold chains

@@ -313,6 +313,7 @@ def test_the_table_counts_the_parameters_of_the_real_shape(name: str) -> None:
     assert student.billions == round(PARAMETERS[name] / 1e9, 3)
     matrices = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head")
     assert student.shape.linear_parameters == matrices
+    assert student.shape.other_parameters == PARAMETERS[name] - matrices
 
 
 def test_a_4_bit_matrix_takes_as_much_memory_as_bitsandbytes_gives_it() -> None:
