@@ -6,7 +6,6 @@ own, so that a broken-off grid goes on where it stopped. Knows nothing of notebo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from fcdpo_utils.agent import Chain
 from fcdpo_utils.artifacts import (
     Report,
     evaluate_student,
+    evaluated,
     evaluation_identity,
     load_chains,
     load_problems,
     prompts_of,
-    training_blocks,
 )
-from fcdpo_utils.evaluation import mcnemar, summary
-from fcdpo_utils.models import free_memory, load_student
-from fcdpo_utils.preferences import Preferences, build_preferences
+from fcdpo_utils.evaluation import holm, mcnemar, summary
+from fcdpo_utils.models import ModelError, free_memory, load_student
+from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import ArmSettings, Settings
 from fcdpo_utils.training import train_student
 
@@ -42,63 +41,61 @@ class ArmResult:
 
 
 def arms_of(settings: Settings) -> list[ArmSettings]:
-    """The full method, then the arms of the settings."""
+    """The full method, then the arms of the settings. Raises ValueError where there are none, or none can differ."""
+    if not settings.ablations:
+        raise ValueError(f"profile {settings.profile} has no arms under ablations; use the profile ablations or paper")
+    if settings.training.trainer == "stock":
+        raise ValueError("ablations need training.trainer=grouped: TRL's own trainer draws no chains of a prompt")
     return [FULL, *settings.ablations]
 
 
-def arm_settings(arm: ArmSettings, settings: Settings, preferences: Callable[[Settings], Preferences]) -> Settings:
-    """The settings of one arm; with `same_steps`, epochs such that it takes as many steps as the full method."""
-    changed = settings.changed(arm.change)
-    if not arm.same_steps:
-        return changed
-    full, own = (steps_per_epoch(preferences(options), options) for options in (settings, changed))
-    wanted = math.ceil(full * settings.training.epochs)
-    return changed.changed([f"training.epochs={(wanted - 0.5) / own!r}"])  # the trainer rounds up
-
-
-def steps_per_epoch(preferences: Preferences, settings: Settings) -> int:
-    """Optimiser steps of one pass over the blocks."""
-    blocks = [block for block in training_blocks(preferences, settings) if block.usable]
-    return math.ceil(len(blocks) / (settings.training.prompts_per_step * settings.training.accumulation))
-
-
 def run_arms(settings: Settings, run_dir: Path, progress: Callable[[str], Report]) -> Iterator[ArmResult]:
-    """Every arm in turn, as `run_arm` makes it; labels of progress say which one is running."""
-    arms = arms_of(settings)
+    """Every arm in turn on the run's problems and chains; what is done already is not done again.
+
+    `progress` makes a reporting function for a label, which says what arm is running. An arm that cannot be trained is
+    left out with one line; the full method may not fail.
+    """
+    stored, arms = load_chains(run_dir / "chains.jsonl"), arms_of(settings)
     for number, arm in enumerate(arms, start=1):
         place = f"arm {number}/{len(arms)} ({arm.arm})"
-        yield run_arm(arm, settings, run_dir, lambda label, place=place: progress(f"{place}: {label}"))
+        try:
+            yield _run_arm(arm, settings, stored, run_dir, lambda label, place=place: progress(f"{place}: {label}"))
+        except (ValueError, ModelError) as error:
+            if arm is FULL:
+                raise
+            print(f"{place} is left out: {error}", flush=True)
 
 
-def run_arm(arm: ArmSettings, settings: Settings, run_dir: Path, progress: Callable[[str], Report]) -> ArmResult:
-    """Train and evaluate one arm on the run's problems and chains; what is done already is not done again.
-
-    `progress` makes a reporting function for a label.
-    """
-    stored = load_chains(run_dir / "chains.jsonl")
-
-    def preferences(options: Settings) -> Preferences:
-        return build_preferences(stored, options.preferences.label)
-
-    own = arm_settings(arm, settings, preferences)
-    folder = run_dir / "ablations" / store.slug(arm.arm)
+def _run_arm(
+    arm: ArmSettings,
+    settings: Settings,
+    stored: Sequence[tuple[str, Chain]],
+    run_dir: Path,
+    progress: Callable[[str], Report],
+) -> ArmResult:
+    """Train and evaluate one arm in `ablations/<arm>`."""
+    own, folder = settings.changed(arm.change), run_dir / "ablations" / store.slug(arm.arm)
     folder.mkdir(parents=True, exist_ok=True)
     prompts = prompts_of(load_problems(run_dir / "problems.jsonl", "train"), own)
-    training = train_student(folder, preferences(own), prompts, own, progress)
+    preferences = build_preferences(stored, own.preferences.label)
+    training = train_student(folder, preferences, prompts, own, progress)
     free_memory()
-    model, tokenizer = load_student(own.student, folder / "adapter")
     problems, identity = load_problems(run_dir / "problems.jsonl", "test"), evaluation_identity(own, folder / "adapter")
-    chosen = (own, folder / "chains.jsonl", identity, progress("evaluated"))
-    chains = evaluate_student(model, tokenizer, problems, *chosen)
-    del model
-    free_memory()
+    path = folder / "chains.jsonl"
+    chains = evaluated(problems, own, path, identity)
+    if chains is None:
+        student = load_student(own.student, folder / "adapter")
+        chains = evaluate_student(*student, problems, own, path, identity, progress("evaluated"))
+        del student
+        free_memory()
     return ArmResult(arm, training, chains)
 
 
 def table(results: Sequence[ArmResult]) -> list[dict[str, Any]]:
     """One row per arm, the full method first: what was changed, how sound, and the paired test against the full one.
 
-    `gained` are problems sound in the arm alone, `lost` those sound in the full method alone.
+    `gained` are problems sound in the arm alone, `lost` those sound in the full method alone; `p_holm`, which all rows
+    but the first have, is adjusted for the number of arms.
     """
     full = [chain.sound for chain in results[0].chains]
     rows = []
@@ -118,17 +115,8 @@ def table(results: Sequence[ArmResult]) -> list[dict[str, Any]]:
                 **vars(test),
             }
         )
-    return with_holm(rows)
-
-
-def with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds `p_holm` to all rows but the first: p-values adjusted for testing many arms (Holm 1979)."""
-    order, largest = sorted(range(1, len(rows)), key=lambda index: rows[index]["p"]), 0.0
-    adjusted: dict[int, float] = {}
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, rows[index]["p"] * (len(order) - rank)))
-        adjusted[index] = largest
-    return [row | ({"p_holm": adjusted[index]} if index else {}) for index, row in enumerate(rows)]
+    adjusted = holm([row["p"] for row in rows[1:]])
+    return rows[:1] + [row | {"p_holm": p} for row, p in zip(rows[1:], adjusted, strict=True)]
 
 
 def verdict(row: dict[str, Any], full: dict[str, Any], alpha: float = 0.05) -> str:
@@ -139,7 +127,7 @@ def verdict(row: dict[str, Any], full: dict[str, Any], alpha: float = 0.05) -> s
     if row["p_holm"] < alpha:
         word = "better" if difference > 0 else "worse"
     elif row["p"] < alpha:
-        word = f"{'better' if difference > 0 else 'worse'} by itself, but not once all arms are counted"
+        word = f"nominally {'better' if difference > 0 else 'worse'}, not significant after Holm's correction"
     else:
         word = "no difference shown"
     return f"{row['arm']}: {word}; {numbers}; {test}."

@@ -9,6 +9,7 @@ Knows their file formats; how they are made is for the modules of the stages.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fcdpo_utils.agent import CallFormat, Chain, Episode, Limits, Usage, prompt,
 from fcdpo_utils.models import load_student
 from fcdpo_utils.preferences import Block, Completion, Preferences, export_rows
 from fcdpo_utils.profiles import Settings, StudentSettings, TeacherSettings
-from fcdpo_utils.provenance import code_digest, weights_state
+from fcdpo_utils.provenance import code_digest, training_code_digest, weights_state
 from fcdpo_utils.rollout import Sampling, rollout
 from fcdpo_utils.tasks import TASKS, Problem
 from fcdpo_utils.teachers import Budget, Job, Sample, ScriptedTeacher, Teacher, TeacherError
@@ -180,7 +181,7 @@ def build_teacher(settings: Settings) -> Teacher:
 
         chosen = (options.base_url, options.model, options.temperature, options.turn_tokens, options.parallel)
         return ServerTeacher(*chosen, seed=settings.seed, call_format=options.call_format)
-    source = StudentSettings(source=options.model, four_bit=options.four_bit)
+    source = StudentSettings(source=options.model, dtype=options.dtype, four_bit=options.four_bit)
     chosen = (options.temperature, options.turn_tokens, options.parallel, settings.seed, options.call_format)
     adapter = Path(options.adapter) if options.adapter else None
     return LocalTeacher(*load_student(source, adapter), Sampling(*chosen))
@@ -251,14 +252,6 @@ def load_preferences(run_dir: Path) -> Preferences:
     return Preferences(tuple(completions), tuple(blocks))
 
 
-def training_blocks(preferences: Preferences, settings: Settings) -> list[Block]:
-    """The blocks to train on: whole for Da; one block per pair for D*, each chain used once."""
-    if settings.preferences.pairs == "augmented":
-        return list(preferences.blocks)
-    completions = preferences.completions
-    return [Block(completions[w].problem_id, (w,), (l,)) for w, l in preferences.original_pairs()]
-
-
 def training_identity(
     preferences: Preferences, prompts: dict[str, list[Message]], settings: Settings, start: Path | None = None
 ) -> str:
@@ -267,7 +260,7 @@ def training_identity(
     completions = [completion.chain.record(correct=completion.correct) for completion in preferences.completions]
     data = store.dump([completions, [vars(block) for block in preferences.blocks], prompts])
     parts = (settings.student, settings.preferences, settings.training)
-    base = [code_digest(), weights_state(settings.student.source), str(settings.seed), data]
+    base = [training_code_digest(), weights_state(settings.student.source), str(settings.seed), data]
     base += [store.file_digest(start / ADAPTER_FILE)] if start else []
     return store.digest(*base, *(part.model_dump_json() for part in parts))[:12]
 
@@ -290,6 +283,21 @@ def tokenise(
     return tokens if mask_results else [unmasked(sequence) for sequence in tokens]
 
 
+def evaluated(problems: Sequence[Problem], settings: Settings, path: Path, identity: str) -> list[Chain] | None:
+    """The chains that `evaluate_student` would return, where it would make none; else None."""
+    kept, _ = _evaluation(problems, settings, path, identity)
+    return [Chain.from_record(kept[p.id]) for p in problems] if len(kept) == len(problems) else None
+
+
+def _evaluation(
+    problems: Sequence[Problem], settings: Settings, path: Path, identity: str
+) -> tuple[dict[str, store.Record], dict[str, str]]:
+    """By problem id: the records in `path` that belong to this evaluation, and their keys."""
+    base = identity + training_code_digest() + weights_state(settings.student.source)
+    keys = _keys(problems, settings, base)
+    return {r["problem_id"]: r for r in _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]))}, keys
+
+
 def evaluate_student(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -303,8 +311,7 @@ def evaluate_student(
 
     `identity` names the student and how it decodes; chains of another one, or of other problems, are moved aside.
     """
-    keys = _keys(problems, settings, identity + code_digest() + weights_state(settings.student.source))
-    kept = {r["problem_id"]: r for r in _keep(path, lambda r: r["key"] == keys.get(r["problem_id"]))}
+    kept, keys = _evaluation(problems, settings, path, identity)
     missing = [p for p in problems if p.id not in kept]
 
     def keep(episode: Episode) -> None:
@@ -322,3 +329,14 @@ def evaluate_student(
 def tokens_written(path: Path) -> dict[str, int]:
     """What a student wrote for each problem, in tokens, by the chains that `evaluate_student` keeps in `path`."""
     return {record["problem_id"]: record["tokens"] for record in store.read(path)}
+
+
+def finished_runs(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name and `metrics.json` of every finished run in `folder`; other files of that name are passed over."""
+    found = []
+    for path in sorted(folder.glob("*/metrics.json")):
+        with suppress(store.StoreError):
+            metrics = store.read_json(path)
+            if isinstance(metrics, dict) and {"tasks", "training", "commit"} <= metrics.keys():
+                found.append((path.parent.name, metrics))
+    return found

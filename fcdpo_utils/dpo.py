@@ -16,8 +16,9 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ from fcdpo_utils.trees import TokenTree, build_tree, sequence_log_probs, tree_at
 Progress = Callable[[int, int], None]
 
 
-def grouped_dpo_loss(chosen: Tensor, rejected: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean DPO loss over all pairs of one prompt.
+def grouped_dpo_loss(chosen: Tensor, rejected: Tensor, label_smoothing: float = 0.0, all_pairs: bool = True) -> Tensor:
+    """Mean DPO loss over all pairs of one prompt, or (D*) over the pairs of equal place.
 
     chosen: (k,), rejected: (l,), the rewards s = beta * (log p - log p_ref). Returns a scalar. With label smoothing
     e the pair counts as wrong with probability e (conservative DPO). Equal rewards give log 2 = 0.6931.
     """
-    margins = chosen[:, None] - rejected[None, :]
+    margins = chosen[:, None] - rejected[None, :] if all_pairs else chosen - rejected
     loss = -(1 - label_smoothing) * logsigmoid(margins)
     if label_smoothing:
         loss = loss - label_smoothing * logsigmoid(-margins)
@@ -83,7 +84,8 @@ class BlockDataset(torch.utils.data.Dataset):
     """One item per prompt that has both kinds; large blocks are sampled anew each epoch.
 
     `tokens`: the tokenised chat of every completion. `groups`: the task of each block; a batch holds one task, so
-    that its prompts share their instructions.
+    that its prompts share their instructions. `all_pairs`: of the chains drawn, as in Da; else (D*) they are paired in
+    order, and those left over are not used.
     """
 
     def __init__(
@@ -95,15 +97,17 @@ class BlockDataset(torch.utils.data.Dataset):
         max_rejected: int,
         weight: str = "prompts",
         seed: int = 0,
+        all_pairs: bool = True,
     ):
         kept = [(block, group) for block, group in zip(blocks, groups, strict=True) if block.usable]
         if not kept:
-            raise ValueError("no prompt has both a correct and an incorrect chain; raise teacher.samples")
-        self.tokens, self.seed, self.epoch = tokens, seed, 0
+            raise ValueError("no prompt has both a correct and an incorrect chain; more teacher.samples may help")
+        self.tokens, self.seed, self.epoch, self.all_pairs = tokens, seed, 0, all_pairs
         self.blocks = [block for block, _ in kept]
         self.groups = [group for _, group in kept]
         self.caps = (max_chosen, max_rejected)
-        pairs = [len(block.chosen) * len(block.rejected) for block in self.blocks]
+        count = math.prod if all_pairs else min
+        pairs = [count((len(block.chosen), len(block.rejected))) for block in self.blocks]
         mean = sum(pairs) / len(pairs)
         self.weights = [count / mean if weight == "pairs" else 1.0 for count in pairs]
 
@@ -121,6 +125,8 @@ class BlockDataset(torch.utils.data.Dataset):
             sorted(rng.sample(indices, cap)) if len(indices) > cap else list(indices)
             for indices, cap in zip((block.chosen, block.rejected), self.caps, strict=True)
         ]
+        if not self.all_pairs:
+            picked = [side[: min(map(len, picked))] for side in picked]
         return {"chosen": picked[0], "rejected": picked[1], "weight": self.weights[index]}
 
     def used_completions(self, epochs: int) -> list[int]:
@@ -131,15 +137,6 @@ class BlockDataset(torch.utils.data.Dataset):
             used |= {index: None for item in self for index in (*item["chosen"], *item["rejected"])}
         self.set_epoch(before)
         return list(used)
-
-    def count_pairs(self, epochs: int) -> int:
-        """How many pairs are drawn in so many epochs."""
-        before, pairs = self.epoch, 0
-        for epoch in range(epochs):
-            self.set_epoch(epoch)
-            pairs += sum(len(item["chosen"]) * len(item["rejected"]) for item in self)
-        self.set_epoch(before)
-        return pairs
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, BlockBatch]:
         indices = [index for item in items for index in (*item["chosen"], *item["rejected"])]
@@ -238,12 +235,21 @@ class ReferenceCache:
     def add(self, sequences: Sequence[Tokens], log_probs: Sequence[float]) -> None:
         new = dict(zip(map(self.key, sequences), log_probs, strict=True))
         self.values |= new
-        if self.path.exists() and self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
+        if _is_torn(self.path):
             store.write(self.path, self.path.read_text(encoding="utf-8", errors="replace") + "\n")
         store.append(self.path, ({"key": k, "log_prob": v, "check": self._check(k, v)} for k, v in new.items()))
 
     def __getitem__(self, tokens: Tokens) -> float:
         return self.values[self.key(tokens)]
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends within a line."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"
 
 
 def model_digest(model: PreTrainedModel | PeftModel) -> str:
@@ -283,6 +289,7 @@ class GroupedDPOTrainer(DPOTrainer):
 
     def __init__(self, *args: Any, reference: dict[int, float], settings: TrainingSettings, **kwargs: Any):
         self.reference, self.settings, self.said_flat_memory = reference, settings, False
+        self._total_train_pairs = 0
         self.blocks: BlockDataset = kwargs.pop("train_dataset")
         rows = Dataset.from_dict({"block": list(range(len(self.blocks)))})  # TRL insists on its type
         super().__init__(*args, train_dataset=rows, data_collator=self.blocks.collate, **kwargs)
@@ -311,7 +318,9 @@ class GroupedDPOTrainer(DPOTrainer):
             weight
             * (
                 self.settings.dpo_weight
-                * grouped_dpo_loss(rewards[chosen], rewards[rejected], self.settings.label_smoothing)
+                * grouped_dpo_loss(
+                    rewards[chosen], rewards[rejected], self.settings.label_smoothing, self.blocks.all_pairs
+                )
                 - self.settings.sft_weight * log_probs[chosen].sum() / lengths[chosen].sum()
             )
             for (chosen, rejected), weight in zip(batch.rows(), batch.weights, strict=True)
@@ -332,12 +341,13 @@ class GroupedDPOTrainer(DPOTrainer):
     def _record(self, batch: BlockBatch, log_probs: Tensor, rewards: Tensor, tokens: int) -> None:
         """TRL's metric names; means are over pairs, as TRL's are."""
         metrics = self._metrics["train"]
-        pairs = [(w, l) for chosen, rejected in batch.rows() for w in _indices(chosen) for l in _indices(rejected)]
+        pair_up = product if self.blocks.all_pairs else zip
+        pairs = [pair for sides in batch.rows() for pair in pair_up(*map(_indices, sides))]
         chosen, rejected = (torch.tensor(side, device=rewards.device) for side in zip(*pairs, strict=True))
         margins = rewards[chosen] - rewards[rejected]
-        logged = max((row.get("num_tokens", 0) for row in self.state.log_history), default=0)  # by a killed run
-        self._total_train_tokens = max(self._total_train_tokens, logged) + tokens
-        metrics["num_tokens"] = [self._total_train_tokens]
+        self._total_train_tokens = max(self._total_train_tokens, self._logged("num_tokens")) + tokens
+        self._total_train_pairs = max(self._total_train_pairs, self._logged("num_pairs")) + len(pairs)
+        metrics["num_tokens"], metrics["num_pairs"] = [self._total_train_tokens], [self._total_train_pairs]
         for name, values in {
             "rewards/chosen": rewards[chosen],
             "rewards/rejected": rewards[rejected],
@@ -347,6 +357,10 @@ class GroupedDPOTrainer(DPOTrainer):
             "logps/rejected": log_probs[rejected],
         }.items():
             metrics[name].append(values.mean().item())
+
+    def _logged(self, name: str) -> int:
+        """The last total of that name, of a run that was killed."""
+        return int(max((row.get(name, 0) for row in self.state.log_history), default=0))
 
 
 def _indices(rows: slice) -> range:
@@ -455,7 +469,10 @@ def build_trainer(
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
     per_step = training.prompts_per_step * training.accumulation
     args = training_arguments(settings, output_dir, math.ceil(items * training.epochs / per_step), model.dtype)
-    adapter = None if isinstance(model, PeftModel) else lora_config(training)
+    adapter, given = lora_config(training), {}
+    if isinstance(model, PeftModel):
+        float32_adapters(model)
+        adapter, given = None, {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     common = {"model": model, "args": args, "processing_class": tokenizer, "peft_config": adapter}
     torch.manual_seed(settings.seed)  # the adapters' initial weights
     if training.trainer == "stock":
@@ -467,12 +484,26 @@ def build_trainer(
         used = blocks.used_completions(math.ceil(training.epochs))
         sequences = [blocks.tokens[index] for index in used]
         reference_cache = ReferenceCache(cache, model_digest(model))
-        values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
+        with _as_in_training(model):
+            values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
         reference = dict(zip(used, values, strict=True))
         trainer = GroupedDPOTrainer(train_dataset=blocks, reference=reference, settings=training, **common)
     trainer.remove_callback(PrinterCallback)  # every step is a row of the curve already
     float32_adapters(trainer.model)
+    for name, weight in given.items():  # TRL rounds the adapters of quantised models
+        trainer.model.get_parameter(name).data.copy_(weight)
     return trainer
+
+
+@contextmanager
+def _as_in_training(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """A trained adapter computes in the base's type, as under the trainer's autocast; a base model as it is."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    mixed = model.dtype != torch.float32
+    with disable_input_dtype_casting(model), torch.autocast(model.device.type, model.dtype, enabled=mixed):
+        yield
 
 
 def float32_adapters(model: nn.Module) -> None:
@@ -508,9 +539,10 @@ def progress_callback(progress: Progress) -> TrainerCallback:
 
 def curve(trainer: DPOTrainer) -> list[dict[str, float]]:
     """One row per logged step, resumed runs included: step, loss, margins, chosen and rejected log-probabilities."""
+    totals = ("num_tokens", "num_pairs")
     names = ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "learning_rate")
     return [
-        {"step": row["step"], **{name: row[name] for name in names}, "num_tokens": row.get("num_tokens", 0)}
+        {"step": row["step"], **{name: row[name] for name in names}, **{name: int(row.get(name, 0)) for name in totals}}
         for row in trainer.state.log_history
         if "loss" in row
     ]

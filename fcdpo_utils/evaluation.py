@@ -71,6 +71,20 @@ def outcome_counts(chains: Sequence[Chain]) -> dict[str, int]:
     return {name: counts[name] for name in ("sound", *OUTCOMES)}
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number, in the same order (Holm 1979).
+
+    Rejecting those below 0.05 then keeps the chance of any false rejection below 5 %, however the tests depend on each
+    other.
+    """
+    order, largest = sorted(range(len(p_values)), key=p_values.__getitem__), 0.0
+    adjusted = [0.0] * len(p_values)
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, p_values[index] * (len(order) - rank)))
+        adjusted[index] = largest
+    return adjusted
+
+
 def call_rates(chains: Sequence[Chain]) -> dict[str, float]:
     """Share of all calls that were accepted, and that were rejected for each kind of error; they sum to 1."""
     counts = Counter(step.error or "accepted" for chain in chains for step in chain.steps)
@@ -172,11 +186,15 @@ def _check_samples(successes: int, samples: int, k: int) -> None:
 def clustered(values: Sequence[float], resamples: int = 2_000, seed: int = 0) -> Interval:
     """Mean of one value per problem, with a percentile bootstrap over problems (Efron 1979).
 
-    Samples of one problem resemble each other: counting each as a trial of its own would feign certainty. Raises
+    Samples of one problem resemble each other: counting each as a trial of its own would feign certainty. Where all
+    problems give 0, or all 1, resampling sees no variation, and the interval is Wilson's for so many problems. Raises
     ValueError without values.
     """
     if not values:
         raise ValueError("expected at least one problem")
+    if set(values) in ({0.0}, {1.0}):
+        score = wilson(round(sum(values)), len(values))
+        return Interval(score.estimate, score.low, score.high)
     rng, n = random.Random(seed), len(values)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
     tail = round(0.025 * resamples)

@@ -30,8 +30,9 @@ def probe_problems(probe: ProbeSettings, seed: int) -> list[Problem]:
 
 
 def probe_settings(probe: ProbeSettings, settings: Settings) -> Settings:
-    """The run's settings with the toolset of the probe, and room for long chains."""
-    task = TaskSettings(train=0, test=probe.test, levels=probe.levels, toolset=probe.toolset)
+    """The run's settings with the toolset of the probe, by default that of the run, and room for long chains."""
+    toolset = probe.toolset or (settings.tasks[probe.task].toolset if probe.task in settings.tasks else None)
+    task = TaskSettings(train=0, test=probe.test, levels=probe.levels, toolset=toolset)
     limits = settings.limits.model_copy(update={"calls": settings.generalisation.calls})
     return settings.model_copy(update={"tasks": {probe.task: task}, "limits": limits})
 

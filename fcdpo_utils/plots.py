@@ -23,7 +23,7 @@ STAGES = (
     ("04", "student", "training"),
     ("05", "before /", "after"),
 )
-FURTHER = (("06", "ablations", "(01, 02)"), ("07", "generalis-", "ation (04)"), ("08", "rounds", "(04)"))
+FURTHER = (("06", "ablations", "(02)"), ("07", "generalis-", "ation (05)"), ("08", "rounds", "(04)"))
 
 
 def pipeline(here: str) -> Figure:

@@ -16,6 +16,7 @@ from fcdpo_utils import store
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "papermill", "ipykernel")
 _OUTSIDE = ROOT / "fcdpo_utils" / "pipeline"  # runs the notebooks and changes no result
+_ONLY_LOOK = "plots stage contamination ablations generalisation rounds".split()  # at what others computed
 
 
 def commit() -> str:
@@ -29,10 +30,21 @@ def commit() -> str:
 
 @cache
 def code_digest() -> str:
-    """Of all modules that notebooks can import, and of the versions of the packages under them."""
+    """Of all modules that notebooks can import, their data, and the versions of the packages under them."""
     package = ROOT / "fcdpo_utils"
-    files = sorted(path for path in package.rglob("*.py") if _OUTSIDE not in path.parents)
-    lines = [f"{path.relative_to(package)} {store.file_digest(path)}" for path in files]
+    return _digest_of([*package.rglob("*.py"), *package.glob("*.yaml")])
+
+
+@cache
+def training_code_digest() -> str:
+    """Of the modules that chains, training and evaluation of a student depend on: a new figure retrains nothing."""
+    files = (ROOT / "fcdpo_utils").rglob("*.py")
+    return _digest_of([path for path in files if path.parent.name != "fcdpo_utils" or path.stem not in _ONLY_LOOK])
+
+
+def _digest_of(files: list[Path]) -> str:
+    inside = sorted(path for path in files if _OUTSIDE not in path.parents)
+    lines = [f"{path.relative_to(ROOT)} {store.file_digest(path)}" for path in inside]
     return store.digest(*lines, store.dump(package_versions()))
 
 

@@ -7,7 +7,7 @@ notebooks or figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from fcdpo_utils.artifacts import (
     prompts_of,
 )
 from fcdpo_utils.evaluation import sampled
-from fcdpo_utils.generalisation import ask
+from fcdpo_utils.generalisation import ask, probe_problems
 from fcdpo_utils.models import free_memory, load_student
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, TeacherSettings
@@ -57,6 +57,7 @@ def round_settings(number: int, settings: Settings, adapter: Path) -> Settings:
         model=student.source,
         four_bit=student.four_bit,
         adapter=str(adapter),
+        dtype=student.dtype,
         samples=options.samples,
         temperature=options.temperature,
         turn_tokens=settings.evaluation.turn_tokens,
@@ -69,29 +70,68 @@ def round_settings(number: int, settings: Settings, adapter: Path) -> Settings:
         for name, task in settings.tasks.items()
         if task.train
     }
-    training = settings.training.model_copy(update={"learning_rate": options.learning_rate})
+    rate = options.learning_rate_share * settings.training.learning_rate
+    training = settings.training.model_copy(update={"learning_rate": rate})
     seed = settings.seed + _SEEDS_APART * number
     return settings.model_copy(update={"teacher": teacher, "tasks": tasks, "training": training, "seed": seed})
 
 
-def run_round(number: int, settings: Settings, start: Path, folder: Path, progress: Callable[[str], Report]) -> Round:
-    """Sample, label, pair and train, from the adapter `start`; an interrupted round goes on where it stopped.
+def new_problems(own: Settings, known: Mapping[str, set[str]]) -> list[Problem]:
+    """Training problems of a round, as many as its settings say, with no question of their task that is `known`."""
+    made: list[Problem] = []
+    for name, task in own.tasks.items():
+        more = task.model_copy(update={"train": task.train + len(known[name])})  # a file may give them all again
+        fresh = [problem for problem in make_problems(name, more, own.seed) if problem.question not in known[name]]
+        made += fresh[: task.train]
+    return made
 
-    Raises ValueError where no problem has both a correct and an incorrect chain.
+
+def run_rounds(settings: Settings, run_dir: Path, progress: Callable[[str], Report]) -> Iterator[Round]:
+    """Rounds 2, 3, ... from the run's adapter on; an interrupted one goes on where it stopped.
+
+    `progress` makes a reporting function for a label. Raises ValueError for a probe that cannot be asked afterwards.
     """
-    own = round_settings(number, settings, start)
+    for probe in settings.rounds.probes:
+        probe_problems(probe, settings.seed)  # now rather than after hours of training
+    known: dict[str, set[str]] = {name: set() for name in settings.tasks}
+    for split in ("train", "test"):
+        for problem in load_problems(run_dir / "problems.jsonl", split):
+            known[problem.task].add(problem.question)
+    adapter = run_dir / "adapter"
+    for number in range(2, settings.rounds.count + 1):
+        own = round_settings(number, settings, adapter)
+        problems = new_problems(own, known)
+        for problem in problems:
+            known[problem.task].add(problem.question)
+        made = _run_round(number, own, problems, adapter, run_dir / "rounds" / str(number), _labelled(progress, number))
+        yield made
+        adapter = made.adapter
+
+
+def _run_round(
+    number: int, own: Settings, problems: list[Problem], start: Path, folder: Path, progress: Callable[[str], Report]
+) -> Round:
+    """Sample, label, pair and train.
+
+    Where no problem has both a correct and an incorrect chain there is nothing to learn: `training` is then empty, and
+    the adapter stays the one it was.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    problems: list[Problem] = [p for name, task in own.tasks.items() for p in make_problems(name, task, own.seed)]
-    make_chains(folder / "chains.jsonl", problems, own, progress(f"round {number}: chains"))
+    make_chains(folder / "chains.jsonl", problems, own, progress("chains"))
     free_memory()
     stored = load_chains(folder / "chains.jsonl")
-    preferences = build_preferences(stored, own.preferences.label)
-    reports = lambda label: progress(f"round {number}: {label}")  # noqa: E731
-    training = train_student(folder, preferences, prompts_of(problems, own), own, reports, start)
     chains: dict[str, list[Chain]] = {}
     for _, chain in stored:
         chains.setdefault(chain.problem_id, []).append(chain)
-    return Round(number, chains, preferences.statistics(), training, folder / "adapter")
+    preferences, training = build_preferences(stored, own.preferences.label), {}
+    if any(block.usable for block in preferences.blocks):
+        training = train_student(folder, preferences, prompts_of(problems, own), own, progress, start)
+        free_memory()
+    return Round(number, chains, preferences.statistics(), training, folder / "adapter" if training else start)
+
+
+def _labelled(progress: Callable[[str], Report], number: int) -> Callable[[str], Report]:
+    return lambda label: progress(f"round {number}: {label}")
 
 
 def evaluate_round(
@@ -101,7 +141,7 @@ def evaluate_round(
     model, tokenizer = load_student(settings.student, adapter)
     problems, folder = load_problems(run_dir / "problems.jsonl", "test"), run_dir / "rounds"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{number}_tests.jsonl" if number > 1 else run_dir / "chains_after.jsonl"  # notebook 05's
+    path = folder / f"{number}_tests.jsonl"
     report = progress(f"after round {number}")
     chains = evaluate_student(
         model, tokenizer, problems, settings, path, evaluation_identity(settings, adapter), report

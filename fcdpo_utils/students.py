@@ -62,7 +62,6 @@ class Student:
     architecture: str
     shape: Shape
     gated: bool = False
-    remark: str = ""
 
     @property
     def billions(self) -> float:
@@ -93,7 +92,6 @@ _QWEN = "Qwen Research (not commercial)"
 _PHI_3 = "microsoft/Phi-3-mini-4k-instruct", "0a67737cc96d2554230f90338b163bc6380a2a85"
 _MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2", "63a8b081895390a26e140280378bc85ec8bce07a"
 _LLAMA_3 = "meta-llama/Meta-Llama-3-8B-Instruct", "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2"
-_FUSED = "queries, keys and values are one matrix with one adapter, as are the gate and up projections"
 STUDENTS = {
     "smollm2-135m": _smollm2("135M", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 30, 576, 9, 3, 1536),
     "smollm2-360m": _smollm2("360M", "a10cc1512eabd3dde888204e902eca88bddb4951", 32, 960, 15, 5, 2560),
@@ -104,11 +102,14 @@ STUDENTS = {
         "3B", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 36, 2048, 16, 2, 11008, 151936, licence=_QWEN
     ),
     "qwen2.5-7b": _qwen("7B", "a09a35458c702b33eeacc393d103063234e8bc28", 28, 3584, 28, 4, 18944, 152064, tied=False),
-    "phi-3-mini": Student(
-        *_PHI_3, "MIT", "Phi3ForCausalLM", Shape(32, 3072, 32, 32, 8192, 32064, window=2047), remark=_FUSED
-    ),
+    "phi-3-mini": Student(*_PHI_3, "MIT", "Phi3ForCausalLM", Shape(32, 3072, 32, 32, 8192, 32064, window=2047)),
     "mistral-7b": Student(*_MISTRAL, "Apache-2.0", "MistralForCausalLM", Shape(32, 4096, 32, 8, 14336, 32000)),
     "llama-3-8b": Student(
         *_LLAMA_3, "Llama 3 Community", "LlamaForCausalLM", Shape(32, 4096, 32, 8, 14336, 128256), gated=True
     ),
 }
+
+
+def pinned_revision(source: str) -> str | None:
+    """The commit on the hub that is loaded for a known `source`; None, the newest, for any other."""
+    return next((student.revision for student in STUDENTS.values() if student.source == source), None)

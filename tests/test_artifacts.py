@@ -22,7 +22,6 @@ from fcdpo_utils.artifacts import (
     save_problems,
     tokenise,
     tokens_written,
-    training_blocks,
     training_identity,
 )
 from fcdpo_utils.preferences import Preferences, build_preferences
@@ -115,14 +114,6 @@ def test_stored_pairs_are_indices_of_stored_completions(run_dir: Path) -> None:
         chosen, rejected = completions[pair["chosen"]], completions[pair["rejected"]]
         assert chosen["correct"] and not rejected["correct"] and chosen["problem_id"] == rejected["problem_id"]
         assert [m["content"] for m in row["chosen"]][::2] == [step[0] for step in chosen["steps"]]
-
-
-def test_the_original_pairs_train_as_blocks_of_one(run_dir: Path) -> None:
-    preferences = load_preferences(run_dir)
-    settings = load_settings("smoke", ["preferences.pairs=original"])
-    blocks = training_blocks(preferences, settings)
-    assert [(block.chosen + block.rejected) for block in blocks] == preferences.original_pairs()
-    assert training_blocks(preferences, SMOKE) == list(preferences.blocks)
 
 
 def test_training_is_identified_by_data_settings_and_start(run_dir: Path, train: list[Problem], tmp_path: Path) -> None:

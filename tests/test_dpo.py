@@ -115,6 +115,23 @@ def test_large_blocks_are_sampled_anew_each_epoch() -> None:
     assert len(drawn) > 5
 
 
+def test_without_augmentation_the_same_chains_are_drawn_and_paired_in_order() -> None:
+    wide = [Block("x", (0, 1), (2, 3, 4, 5))]
+    augmented, original = (BlockDataset(TOKENS, wide, ["t"], 2, 3, all_pairs=pairs) for pairs in (True, False))
+    assert original[0]["chosen"] == augmented[0]["chosen"] == [0, 1]
+    assert original[0]["rejected"] == augmented[0]["rejected"][:2]
+    assert BlockDataset(TOKENS, BLOCKS, ["t", "t"], 8, 8, "pairs", all_pairs=False).weights == [2 / 1.5, 1 / 1.5]
+
+
+@given(st.lists(st.tuples(st.floats(-20, 20), st.floats(-20, 20)), min_size=1, max_size=6), st.sampled_from([0.0, 0.2]))
+def test_the_loss_without_augmentation_is_the_mean_over_pairs_of_equal_place(
+    pairs: list[tuple[float, float]], smoothing: float
+) -> None:
+    chosen, rejected = (torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True))
+    alone = [grouped_dpo_loss(w[None], l[None], smoothing) for w, l in zip(chosen, rejected, strict=True)]
+    assert torch.allclose(grouped_dpo_loss(chosen, rejected, smoothing, False), torch.stack(alone).mean())
+
+
 def test_weights_make_the_mean_over_all_pairs_of_the_data_set() -> None:
     assert BlockDataset(TOKENS, BLOCKS, ["t", "t"], 8, 8, "pairs").weights == [4 / 2.5, 1 / 2.5]
     assert BlockDataset(TOKENS, BLOCKS, ["t", "t"], 8, 8, "prompts").weights == [1.0, 1.0]

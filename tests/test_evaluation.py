@@ -15,6 +15,7 @@ from fcdpo_utils.evaluation import (
     call_rates,
     clustered,
     compare,
+    holm,
     mcnemar,
     outcome_counts,
     pass_at_k,
@@ -225,6 +226,12 @@ def test_every_problem_needs_its_chain() -> None:
         by_level([problem("a", 1), problem("b", 1)], [SOUND])
 
 
+def test_p_values_are_adjusted_for_their_number() -> None:
+    """Worked by hand: 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.04 * 1, none below the one before, none above 1 (Holm 1979)."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
 # Calls, recovery, effort
 
 
@@ -271,6 +278,8 @@ def test_an_interval_by_problem_is_wider_than_one_that_counts_samples_as_trials(
     as_if_apart = wilson(80, 160)
     assert by_problem.estimate == 0.5 == as_if_apart.estimate
     assert by_problem.high - by_problem.low > 2 * (as_if_apart.high - as_if_apart.low)
+    never = clustered([0.0] * 10)
+    assert (never.low, never.high) == (0.0, wilson(0, 10).high)  # resampling cannot see what never happened
     assert clustered([0.25] * 5).low == clustered([0.25] * 5).high == 0.25
     assert clustered([1.0, 0.0, 1.0]) == clustered([1.0, 0.0, 1.0])  # resampling is seeded
 

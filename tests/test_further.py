@@ -11,8 +11,11 @@ import pytest
 from runs import fcdpo
 
 from fcdpo_utils import store
+from fcdpo_utils.artifacts import ADAPTER_FILE, load_preferences, load_problems, prompts_of
 from fcdpo_utils.pipeline import baselines, manifest, runner
 from fcdpo_utils.pipeline.runner import StageError
+from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.training import train_student
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FURTHER = {spec.name[:2]: spec for spec in manifest.FURTHER}
@@ -33,9 +36,9 @@ def further_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.mark.slow
 def test_the_ablations_compare_every_arm_on_the_same_problems(further_run: Path) -> None:
     made = store.read_json(further_run / "ablations.json")
-    assert [row["arm"] for row in made["arms"]] == ["full method", "D*, as many steps", "1 correct and 1 incorrect"]
+    assert [row["arm"] for row in made["arms"]] == ["full method", "D*", "1 correct and 1 incorrect"]
     assert {row["n"] for row in made["arms"]} == {7}
-    assert len({row["steps"] for row in made["arms"]}) == 1  # the smoke grid's arms all take as many steps
+    assert len({row["steps"] for row in made["arms"]}) == 1 and made["arms"][1]["pairs"] < made["arms"][0]["pairs"]
     assert {path.name for path in further_run.glob("ablations_*.png")} == {
         "ablations_augmentation.png",
         "ablations_chains.png",
@@ -60,12 +63,33 @@ def test_a_round_is_tested_against_the_round_before(further_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_further_stages_is_whole_and_skips_them_next_time(further_run: Path) -> None:
-    assert all(row.passed for row in baselines.integrity(further_run))
-    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(further_run), "--only", "08")
-    assert done.returncode == 0 and done.stdout.count("up to date, skipped") == 5
+def test_a_further_stage_says_when_it_is_stale_and_never_spoils_the_pipeline(further_run: Path) -> None:
+    settings = load_settings("smoke")
+    for spec in manifest.FURTHER:
+        assert manifest.changes(spec, settings, further_run, manifest.load(further_run)) == []
     (further_run / "rounds.json").write_text("{}")
-    assert "08_rounds: artifacts" in [row.name for row in baselines.integrity(further_run) if not row.passed]
+    changed = manifest.changes(FURTHER["08"], settings, further_run, manifest.load(further_run))
+    assert changed == ["output rounds.json"]
+    assert all(row.passed for row in baselines.integrity(further_run))  # of 01 to 05
+    assert set(store.read_json(further_run / "metrics.json")["stages"]) == {spec.name for spec in manifest.STAGES}
+
+
+@pytest.mark.slow
+def test_one_function_trains_what_notebook_04_trains(smoke_run: Path, tmp_path: Path) -> None:
+    settings = load_settings("smoke")
+    prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"), settings)
+    made = train_student(tmp_path, load_preferences(smoke_run), prompts, settings, lambda label: lambda *_: None)
+    assert {name: made[name] for name in store.read_json(smoke_run / "training.json")} == store.read_json(
+        smoke_run / "training.json"
+    )
+    assert made["adapter"] == store.file_digest(smoke_run / "adapter" / ADAPTER_FILE)
+
+
+def test_a_broken_further_stage_does_not_stop_the_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    done = {spec.name: {"seconds": 1.0, "peak_gib": 1.0, "attempts": 1} for spec in manifest.STAGES}
+    runner._add_times(tmp_path, done | {"06_ablations": {"papermill_exit": None}})
+    assert set(store.read_json(tmp_path / "metrics.json")["stages"]) == set(done)
 
 
 def test_a_further_stage_that_does_not_exist_is_refused(tmp_path: Path) -> None:

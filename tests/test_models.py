@@ -14,6 +14,7 @@ from fcdpo_utils import models
 from fcdpo_utils.dpo import build_trainer, curve
 from fcdpo_utils.models import ModelError, choose_dtype, describe, embedded_student, load_student
 from fcdpo_utils.profiles import StudentSettings, load_settings
+from fcdpo_utils.students import STUDENTS
 
 
 def test_the_embedded_student_is_a_real_instruct_model(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,6 +50,21 @@ def test_a_student_that_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch
     with pytest.raises(ModelError, match="cannot load student") as error:
         load_student(StudentSettings(source=str(tmp_path / "nowhere")))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_known_student_is_loaded_at_its_commit_and_others_at_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def load(name: str, **options: str) -> None:
+        asked.append(options.get("revision"))
+        raise OSError("offline")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", load)
+    known = STUDENTS["mistral-7b"]
+    for source in (known.source, "somebody/else"):
+        with pytest.raises(ModelError):
+            load_student(StudentSettings(source=source))
+    assert asked == [known.revision, None]
 
 
 def test_a_gguf_file_is_a_model_too(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import statistics
 from pathlib import Path
 
 import pytest
+
+from fcdpo_utils.profiles import load_settings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb"))
 
@@ -25,8 +28,8 @@ def tagged(notebook: dict, tag: str) -> list[str]:
     return ["".join(c["source"]) for c in notebook["cells"] if tag in c["metadata"].get("tags", [])]
 
 
-def test_there_are_five_numbered_stages() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS[:5]] == ["01", "02", "03", "04", "05"]
+def test_notebooks_are_numbered_without_a_gap() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 9)]
 
 
 def test_sources_are_committed_without_outputs(notebook: dict) -> None:
@@ -46,7 +49,17 @@ def test_cells_are_small_enough_to_follow(notebook: dict) -> None:
 def test_one_parameters_cell_of_plain_literals(notebook: dict) -> None:
     (source,) = tagged(notebook, "parameters")
     assignments = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
-    assert assignments == {"profile": "cpu", "run_dir": "", "overrides": ""}
+    title = cells(notebook, "markdown")[0]
+    profile = "ablations" if title.startswith("# 06") else "cpu"
+    assert assignments == {"profile": profile, "run_dir": "", "overrides": ""}
+
+
+def test_overrides_in_the_text_work_as_they_are_printed(notebook: dict) -> None:
+    (source,) = tagged(notebook, "parameters")
+    profile = ast.literal_eval(ast.parse(source).body[0].value)
+    for text in cells(notebook, "markdown"):
+        for overrides in re.findall(r'`overrides = "(.*)"`', text):
+            load_settings(profile, overrides)
 
 
 def test_a_reader_finds_goal_place_recap_and_exercises(notebook: dict) -> None:

@@ -189,3 +189,26 @@ def test_settings_are_frozen(group: str | None, name: str) -> None:
 def test_the_table_shows_every_setting_and_reads_back_as_yaml() -> None:
     settings = load_settings("cpu")
     assert Settings.model_validate(yaml.safe_load(settings.table())) == settings
+
+
+# Probes
+
+
+@pytest.mark.parametrize(
+    ("probe", "line"),
+    [
+        ("{name: a, task: fol, split: train, levels: [1]}", "setting generalisation.probes.0.split: input should be"),
+        ("{name: a, task: chess, levels: [1]}", "setting generalisation.probes.0.task: input should be"),
+        ("{name: fol, task: fol, levels: [1]}", "setting generalisation.probes: the name 'fol' is empty, or taken"),
+        ("{name: '??', task: fol, levels: [1]}", "setting generalisation.probes: the name"),
+    ],
+)
+def test_a_probe_that_would_mislead_is_refused(probe: str, line: str) -> None:
+    assert error_of(f"generalisation.probes=[{probe}]").startswith(line)
+
+
+def test_only_a_local_teacher_has_an_adapter() -> None:
+    assert (
+        error_of("teacher.adapter=x") == "setting teacher.adapter: only a local teacher has one, this is a scripted one"
+    )
+    assert load_settings("smoke", ["teacher.kind=local", "teacher.adapter=x"]).teacher.adapter == "x"

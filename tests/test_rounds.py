@@ -11,11 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from fcdpo_utils import rounds, store, training
-from fcdpo_utils.artifacts import ADAPTER_FILE, load_chains, make_chains, prompts_of
+from fcdpo_utils.agent import Limits, run_calls
+from fcdpo_utils.artifacts import ADAPTER_FILE, load_chains, make_chains, prompts_of, save_problems
 from fcdpo_utils.dpo import GroupedDPOTrainer
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.tasks import make_problems
+from fcdpo_utils.tasks import TASKS, Problem, make_problems
 from fcdpo_utils.training import train_student
 
 FAST = ["student.dtype=float32"]
@@ -74,6 +75,19 @@ def test_what_is_trained_already_is_not_trained_again(run: SimpleNamespace, monk
         train(run, load_settings("smoke", [*FAST, "training.beta=0.3"]))
 
 
+@pytest.mark.parametrize("damage", ["missing", "another"])
+def test_a_record_counts_only_beside_its_own_adapter(run: SimpleNamespace, damage: str) -> None:
+    first = train(run)
+    weights = run.folder / "adapter" / ADAPTER_FILE
+    weights.unlink() if damage == "missing" else weights.write_bytes(b"of other settings")
+    assert train(run) == first and store.file_digest(weights) == first["adapter"]
+
+
+def test_nothing_but_adapter_and_record_is_left_of_a_training(run: SimpleNamespace) -> None:
+    train(run)
+    assert {path.name for path in run.folder.iterdir()} == {"adapter", "training.json"}
+
+
 def test_a_round_goes_on_from_the_last_adapter_with_it_as_the_reference(run: SimpleNamespace) -> None:
     train(run)
     start = run.folder / "adapter"
@@ -102,17 +116,41 @@ def test_the_student_is_the_teacher_of_a_round() -> None:
     assert (own.teacher.samples, own.teacher.temperature) == (6, 0.7)
     assert own.tasks["fol"].levels == (3, 5) and own.tasks["arithmetic"].levels == settings.tasks["arithmetic"].levels
     assert {task.train for task in own.tasks.values()} == {3}
-    assert own.training.learning_rate == settings.rounds.learning_rate
+    assert own.training.learning_rate == 0.25 * settings.training.learning_rate
 
 
-def test_rounds_have_new_problems_and_none_of_the_held_out_ones() -> None:
-    settings = load_settings("cpu")
-    questions = []
-    for number in (2, 3):
-        own = rounds.round_settings(number, settings, Path("adapter"))
-        made = [p for name, task in own.tasks.items() for p in make_problems(name, task, own.seed)]
-        questions.append({problem.question for problem in made})
-        canonicals = {(problem.task, problem.canonical) for problem in made}
+def questions(problems: list[Problem]) -> dict[str, set[str]]:
+    return {task: {p.question for p in problems if p.task == task} for task in ("fol", "arithmetic")}
+
+
+def test_a_round_has_new_problems_and_none_of_a_held_out_form() -> None:
+    settings = load_settings("cpu", ["rounds.train=60"])
     first = [p for name, task in settings.tasks.items() for p in make_problems(name, task, settings.seed)]
-    assert questions[0].isdisjoint(questions[1])
-    assert canonicals.isdisjoint((p.task, p.canonical) for p in first if p.split == "test")
+    own = rounds.round_settings(2, settings, Path("adapter"))
+    made = rounds.new_problems(own, questions(first))
+    assert len(made) == 2 * 60 and not {p.question for p in made} & {p.question for p in first}
+    held_out = {(p.task, p.canonical) for p in first if p.split == "test"}
+    assert held_out.isdisjoint((p.task, p.canonical) for p in made)
+
+
+def test_problems_that_are_known_already_are_replaced() -> None:
+    """Rows of a file are drawn again in every round; what was trained on is passed over."""
+    own = rounds.round_settings(2, load_settings("smoke"), Path("adapter"))
+    first = rounds.new_problems(own, questions([]))
+    again = rounds.new_problems(own, questions(first))
+    assert len(again) == len(first) and not {p.question for p in again} & {p.question for p in first}
+
+
+def test_a_round_without_pairs_leaves_the_student_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings("smoke", ["rounds.train=2", "tasks={fol: {train: 1, test: 1, levels: [1]}}"])
+    save_problems(tmp_path / "problems.jsonl", [])
+    monkeypatch.setattr(rounds, "train_student", None)
+
+    def make(path: Path, problems: list, own: Settings, report: object) -> None:  # a student that never writes a call
+        chains = [run_calls(TASKS[p.task], p, ["What?"] * 2, None, Limits(4, 2)) for p in problems]
+        store.write_records(path, [chain.record(task="fol") for chain in chains])
+
+    monkeypatch.setattr(rounds, "make_chains", make)
+    (made,) = rounds.run_rounds(settings, tmp_path, silent)
+    assert made.training == {} and made.adapter == tmp_path / "adapter" and made.statistics["correct"] == 0
+    assert made.sampled()["pass@k"]["1"]["estimate"] == 0

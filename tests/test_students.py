@@ -44,7 +44,7 @@ TESTED = {
 ROPE_THETA = {"llama-3-8b": 500_000.0, "mistral-7b": 1_000_000.0, "qwen2.5-0.5b": 1_000_000.0}
 SPLIT = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 FUSED = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
-PARAMETERS = {  # as the safetensors files on the hub hold them
+PARAMETERS = {  # published counts
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,

@@ -83,18 +83,15 @@ FURTHER = (  # beyond the pipeline: run by number, and then the stages that they
     ),
     StageSpec(
         "08_rounds",
-        ("seed", "tasks", "limits", "preferences", "student", "training", "evaluation", "rounds"),
+        (
+            *("seed", "tasks", "limits", "preferences", "student"),
+            *("training", "evaluation", "generalisation", "rounds"),
+        ),
         ("problems.jsonl", "adapter/adapter_*"),
         ("rounds.json", "rounds*.png", "rounds/*/chains.jsonl", "rounds/*/adapter/adapter_*", "rounds/*.jsonl"),
         needs=("01", "02", "03", "04"),
     ),
 )
-
-
-def recorded(run_dir: Path) -> list[StageSpec]:
-    """The stages that a run should have finished: the pipeline's, and the further ones that its manifest names."""
-    stages = load(run_dir).get("stages", {})
-    return [*STAGES, *(spec for spec in FURTHER if spec.name in stages)]
 
 
 def head(settings: Settings) -> dict[str, Any]:
@@ -146,11 +143,12 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
         **{f"settings of {name}": setting_digest(values[name]) for name in spec.settings},
         **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
     }
-    if spec.name == STAGES[0].name:
+    if spec.name == STAGES[0].name or "rounds" in spec.settings:
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
-    for group, source in (("student", settings.student.source), ("teacher", settings.teacher.model)):
-        if group in spec.settings and (state := weights_state(source)):
+    sources = [("student", settings.student.source), ("teacher", settings.teacher.model)]
+    for group, source in (*sources, ("teacher", settings.teacher.adapter or "")):
+        if source and group in spec.settings and (state := weights_state(source)):
             parts[f"folder {source}"] = state
     return parts
 

@@ -67,10 +67,10 @@ def run(
             reasons = manifest.changes(spec, settings, folder, manifest.load(folder))
             if index < first and reasons:
                 raise StageError(f"stage {spec.name} is not up to date ({reasons[0]}); run it first")
-            if not reasons and not ((only or start) and index >= first):
+            if not reasons and not ((only or start) and index >= first) and spec is not further:
                 _say(f"[{index + 1}/{len(specs)}] {spec.name}: up to date, skipped", final=True)
                 continue
-            later = 60 * sum(settings.expected_minutes[index + 1 : len(specs)])
+            later = 0.0 if further else 60 * sum(settings.expected_minutes[index + 1 :])
             place = f"[{index + 1}/{len(specs)}] {spec.name}"
             _make(spec, place, later, settings, head, folder, token, overrides, cell_timeout)
     return folder
@@ -151,7 +151,8 @@ def _make(
 def _add_times(folder: Path, stages: dict[str, dict]) -> None:
     """Time and peak memory of every stage, into the metrics; those of the last of several attempts."""
     metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
-    metrics["stages"] = {name: {key: entry[key] for key in names} for name, entry in stages.items()}
+    done = {spec.name: stages[spec.name] for spec in manifest.STAGES}
+    metrics["stages"] = {name: {key: entry[key] for key in names} for name, entry in done.items()}
     store.write_json(folder / "metrics.json", metrics)
 
 

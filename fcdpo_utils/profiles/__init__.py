@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fcdpo_utils.provenance import ROOT
+from fcdpo_utils.store import slug
 
 PROFILES = Path(__file__).parent
 
@@ -49,7 +50,8 @@ def _model_source(source: str) -> str:
 
 
 ModelSource = Annotated[str, AfterValidator(_model_source)]
-TaskName = Literal["fol", "arithmetic", "gsm8k", "knights_knaves", "ordering", "rewriting", "family"]
+ProbeTask = Literal["fol", "arithmetic", "knights_knaves", "ordering", "rewriting", "family"]
+TaskName = Literal[ProbeTask, "gsm8k"]
 
 
 class TeacherSettings(_Group):
@@ -61,7 +63,8 @@ class TeacherSettings(_Group):
     error_rate: float = Field(default=0.5, ge=0, le=1, description="scripted: share of chains that get a mistake")
     variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
     model: ModelSource = Field(default="embedded", description="local: as student.source; server: the name it serves")
-    adapter: str | None = Field(default=None, description="local: the folder of a LoRA adapter on the model")
+    adapter: ModelSource | None = Field(default=None, description="local: the folder of a LoRA adapter on the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="local")
     four_bit: bool = Field(default=False, description="local: NF4")
     call_format: Literal["python", "tools"] = Field(
         default="python", description="local and server: calls as text, or by the model's own tool template"
@@ -74,6 +77,12 @@ class TeacherSettings(_Group):
     max_tokens: int = Field(default=0, ge=0, description="tokens read and written; 0: no limit")
     max_cost: float = Field(default=0.0, ge=0, description="in the currency of prices; 0: no limit")
     prices: tuple[float, float] = Field(default=(0.0, 0.0), description="of a million tokens read, and written")
+
+    @model_validator(mode="after")
+    def _only_a_local_teacher_has_an_adapter(self) -> TeacherSettings:
+        if self.adapter and self.kind != "local":
+            raise ValueError(f"teacher.adapter: only a local teacher has one, this is a {self.kind} one")
+        return self
 
     @model_validator(mode="after")
     def _a_cost_needs_prices(self) -> TeacherSettings:
@@ -141,15 +150,22 @@ class ArmSettings(_Group):
     question: str
     arm: str
     change: tuple[str, ...] = Field(description="as after --set, such as training.beta=0.5")
-    same_steps: bool = Field(default=False, description="as many optimiser steps as the full method, not epochs")
+
+    @field_validator("change")
+    @classmethod
+    def _of_what_arms_do_not_share(cls, change: tuple[str, ...]) -> tuple[str, ...]:
+        for override in change:
+            if override.partition(".")[0] not in ("preferences", "training", "student"):
+                raise ValueError(f"ablations: {override}: an arm changes preferences, training or student")
+        return change
 
 
 class ProbeSettings(_Group):
     """One set of problems outside what was trained on."""
 
     name: str
-    task: TaskName
-    split: str = "test"
+    task: ProbeTask
+    split: Literal["test", "ood_words", "ood_depth"] = "test"
     levels: tuple[int, ...]
     test: int = Field(default=100, ge=1, description="problems")
     toolset: str | None = None
@@ -171,8 +187,8 @@ _PROBES = (
 class GeneralisationSettings(_Group):
     """What the trained student is asked besides its own tasks."""
 
-    probes: tuple[ProbeSettings, ...] = tuple(ProbeSettings(**probe) for probe in _PROBES)
-    calls: int = Field(default=40, ge=1, description="limits.calls for these problems: deep proofs are long")
+    probes: tuple[ProbeSettings, ...] = Field(default=tuple(ProbeSettings(**probe) for probe in _PROBES), min_length=1)
+    calls: int = Field(default=40, ge=1, description="limits.calls for all probes: deep proofs are long")
 
 
 class RoundSettings(_Group):
@@ -183,7 +199,7 @@ class RoundSettings(_Group):
     levels: dict[TaskName, tuple[int, ...]] = Field(default={"fol": (3, 5)}, description="of the new problems")
     samples: int = Field(default=8, ge=2, description="chains of each problem")
     temperature: float = Field(default=0.7, gt=0)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate_share: float = Field(default=0.25, gt=0, le=1, description="of training.learning_rate")
     probes: tuple[ProbeSettings, ...] = Field(
         default=(ProbeSettings(**_LONGER, test=200),), description="asked after every round, besides the held-out tests"
     )
@@ -215,10 +231,10 @@ class Settings(_Group):
         return self
 
     @model_validator(mode="after")
-    def _arms_are_settings(self) -> Settings:
-        names = [arm.arm for arm in self.ablations]
-        if len(set(names)) < len(names):
-            raise ValueError("ablations: two arms have the same name")
+    def _arms_and_probes_make_sense(self) -> Settings:
+        _require_distinct("ablations", ["full method", *(arm.arm for arm in self.ablations)])
+        for group, probes in (("generalisation", self.generalisation.probes), ("rounds", self.rounds.probes)):
+            _require_distinct(f"{group}.probes", ["tests", *self.tasks, *(probe.name for probe in probes)])
         for arm in self.ablations:
             try:
                 self.changed(arm.change)
@@ -248,6 +264,15 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> Settings
         raise SettingsError(f"unknown profile {profile!r}; expected one of {', '.join(known)}")
     values: dict[str, Any] = {"profile": profile, **yaml.safe_load(path.read_text(encoding="utf-8"))}
     return _validated(values, _words(overrides) if isinstance(overrides, str) else overrides)
+
+
+def _require_distinct(group: str, names: Sequence[str]) -> None:
+    """Names become files: ValueError where two would share one, or one would have none."""
+    seen = {""}
+    for name in names:
+        if slug(name) in seen:
+            raise ValueError(f"{group}: the name {name!r} is empty, or taken by another")
+        seen.add(slug(name))
 
 
 def _validated(values: dict[str, Any], overrides: Sequence[str]) -> Settings:
