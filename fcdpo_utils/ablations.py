@@ -26,7 +26,7 @@ from fcdpo_utils.evaluation import holm, mcnemar, summary
 from fcdpo_utils.models import ModelError, free_memory, load_student
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import ArmSettings, Settings
-from fcdpo_utils.training import train_student
+from fcdpo_utils.train import drop_checkpoints, train_student
 
 FULL = ArmSettings(question="full method", arm="full method", change=())
 
@@ -79,7 +79,7 @@ def _run_arm(
     prompts = prompts_of(load_problems(run_dir / "problems.jsonl", "train"), own)
     preferences = build_preferences(stored, own.preferences.label)
     training = train_student(folder, preferences, prompts, own, progress)
-    free_memory()
+    drop_checkpoints(folder)
     problems, identity = load_problems(run_dir / "problems.jsonl", "test"), evaluation_identity(own, folder / "adapter")
     path = folder / "chains.jsonl"
     chains = evaluated(problems, own, path, identity)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -345,8 +346,9 @@ class GroupedDPOTrainer(DPOTrainer):
         pairs = [pair for sides in batch.rows() for pair in pair_up(*map(_indices, sides))]
         chosen, rejected = (torch.tensor(side, device=rewards.device) for side in zip(*pairs, strict=True))
         margins = rewards[chosen] - rewards[rejected]
-        self._total_train_tokens = max(self._total_train_tokens, self._logged("num_tokens")) + tokens
-        self._total_train_pairs = max(self._total_train_pairs, self._logged("num_pairs")) + len(pairs)
+        counts = self.accelerator.reduce(torch.tensor([tokens, len(pairs)], device=rewards.device)).tolist()
+        self._total_train_tokens = max(self._total_train_tokens, self._logged("num_tokens")) + counts[0]
+        self._total_train_pairs = max(self._total_train_pairs, self._logged("num_pairs")) + counts[1]
         metrics["num_tokens"], metrics["num_pairs"] = [self._total_train_tokens], [self._total_train_pairs]
         for name, values in {
             "rewards/chosen": rewards[chosen],
@@ -467,7 +469,8 @@ def build_trainer(
     """
     training = settings.training
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
-    per_step = training.prompts_per_step * training.accumulation
+    processes = PartialState()
+    per_step = training.prompts_per_step * training.accumulation * processes.num_processes
     args = training_arguments(settings, output_dir, math.ceil(items * training.epochs / per_step), model.dtype)
     adapter, given = lora_config(training), {}
     if isinstance(model, PeftModel):
@@ -483,8 +486,8 @@ def build_trainer(
     else:
         used = blocks.used_completions(math.ceil(training.epochs))
         sequences = [blocks.tokens[index] for index in used]
-        reference_cache = ReferenceCache(cache, model_digest(model))
-        with _as_in_training(model):
+        with processes.main_process_first(), _as_in_training(model):  # the others read what it has stored
+            reference_cache = ReferenceCache(cache, model_digest(model))
             values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
         reference = dict(zip(used, values, strict=True))
         trainer = GroupedDPOTrainer(train_dataset=blocks, reference=reference, settings=training, **common)

@@ -57,7 +57,8 @@ def load_student(
     if settings.source.endswith(".gguf"):  # in a folder or a repository of the hub
         folder, _, name = settings.source.rpartition("/")
         file["gguf_file"] = name
-    dtype, device = choose_dtype(settings.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = choose_dtype(settings.dtype)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # one process, one GPU
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **file)

@@ -29,7 +29,7 @@ from fcdpo_utils.models import free_memory, load_student
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, TeacherSettings
 from fcdpo_utils.tasks import Problem, make_problems
-from fcdpo_utils.training import train_student
+from fcdpo_utils.train import drop_checkpoints, train_student
 
 _SEEDS_APART = 1_000  # between rounds: problems of one round are not those of another
 
@@ -126,7 +126,7 @@ def _run_round(
     preferences, training = build_preferences(stored, own.preferences.label), {}
     if any(block.usable for block in preferences.blocks):
         training = train_student(folder, preferences, prompts_of(problems, own), own, progress, start)
-        free_memory()
+        drop_checkpoints(folder)
     return Round(number, chains, preferences.statistics(), training, folder / "adapter" if training else start)
 
 

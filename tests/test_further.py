@@ -15,7 +15,7 @@ from fcdpo_utils.artifacts import ADAPTER_FILE, load_preferences, load_problems,
 from fcdpo_utils.pipeline import baselines, manifest, runner
 from fcdpo_utils.pipeline.runner import StageError
 from fcdpo_utils.profiles import load_settings
-from fcdpo_utils.training import train_student
+from fcdpo_utils.train import train_student
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FURTHER = {spec.name[:2]: spec for spec in manifest.FURTHER}

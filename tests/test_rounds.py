@@ -10,14 +10,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from fcdpo_utils import rounds, store, training
+from fcdpo_utils import rounds, store
+from fcdpo_utils import train as training
 from fcdpo_utils.agent import Limits, run_calls
 from fcdpo_utils.artifacts import ADAPTER_FILE, load_chains, make_chains, prompts_of, save_problems
 from fcdpo_utils.dpo import GroupedDPOTrainer
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, load_settings
 from fcdpo_utils.tasks import TASKS, Problem, make_problems
-from fcdpo_utils.training import train_student
+from fcdpo_utils.train import train_student
 
 FAST = ["student.dtype=float32"]
 
@@ -54,44 +55,45 @@ def run(tmp_path: Path, small_student: None, monkeypatch: pytest.MonkeyPatch) ->
     return SimpleNamespace(folder=tmp_path / "a", data=data, prompts=prompts_of(made, settings), settings=settings)
 
 
-def train(run: SimpleNamespace, settings: Settings | None = None, start: Path | None = None, name: str = "a") -> dict:
+def trained(run: SimpleNamespace, settings: Settings | None = None, start: Path | None = None, name: str = "a") -> dict:
     folder = run.folder.with_name(name)
     folder.mkdir(exist_ok=True)
     return train_student(folder, run.data, run.prompts, settings or run.settings, silent, start)
 
 
 def test_a_fresh_adapter_starts_at_the_loss_of_an_untrained_student(run: SimpleNamespace) -> None:
-    summary = train(run, load_settings("smoke", [*FAST, "training.sft_weight=0"]))
+    summary = trained(run, load_settings("smoke", [*FAST, "training.sft_weight=0"]))
     assert summary["loss_first"] == pytest.approx(0.6931, abs=1e-3)
     assert (run.folder / "adapter" / ADAPTER_FILE).exists()
     assert store.read_json(run.folder / "training.json") == summary
 
 
 def test_what_is_trained_already_is_not_trained_again(run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train(run)
+    first = trained(run)
     monkeypatch.setattr(training, "load_student", None)
-    assert train(run) == first
+    assert trained(run) == first
     with pytest.raises(TypeError):  # other settings would train
-        train(run, load_settings("smoke", [*FAST, "training.beta=0.3"]))
+        trained(run, load_settings("smoke", [*FAST, "training.beta=0.3"]))
 
 
 @pytest.mark.parametrize("damage", ["missing", "another"])
 def test_a_record_counts_only_beside_its_own_adapter(run: SimpleNamespace, damage: str) -> None:
-    first = train(run)
+    first = trained(run)
     weights = run.folder / "adapter" / ADAPTER_FILE
     weights.unlink() if damage == "missing" else weights.write_bytes(b"of other settings")
-    assert train(run) == first and store.file_digest(weights) == first["adapter"]
+    assert trained(run) == first and store.file_digest(weights) == first["adapter"]
 
 
 def test_nothing_but_adapter_and_record_is_left_of_a_training(run: SimpleNamespace) -> None:
-    train(run)
+    trained(run)
+    training.drop_checkpoints(run.folder)
     assert {path.name for path in run.folder.iterdir()} == {"adapter", "training.json"}
 
 
 def test_a_round_goes_on_from_the_last_adapter_with_it_as_the_reference(run: SimpleNamespace) -> None:
-    train(run)
+    trained(run)
     start = run.folder / "adapter"
-    again = train(run, load_settings("smoke", [*FAST, "training.sft_weight=0", "seed=1"]), start, "b")
+    again = trained(run, load_settings("smoke", [*FAST, "training.sft_weight=0", "seed=1"]), start, "b")
     assert again["loss_first"] == pytest.approx(0.6931, abs=1e-3)  # not the loss against the untrained student
     before, after = (load_file(folder / ADAPTER_FILE) for folder in (start, run.folder.with_name("b") / "adapter"))
     assert before.keys() == after.keys()
@@ -103,8 +105,8 @@ def test_a_round_keeps_one_adapter(run: SimpleNamespace, monkeypatch: pytest.Mon
     seen = []
     monkeypatch.setattr(GroupedDPOTrainer, "train", lambda self, **_: seen.append(list(self.model.peft_config)))
     monkeypatch.setattr(training, "training_summary", lambda *_: {})
-    train(run)
-    train(run, start=run.folder / "adapter", name="b")
+    trained(run)
+    trained(run, start=run.folder / "adapter", name="b")
     assert seen == [["default"], ["default"]]
     assert not (run.folder.with_name("b") / "adapter" / "ref").exists()
 

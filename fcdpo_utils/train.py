@@ -1,24 +1,40 @@
 """One student trained on preference data, from tokens to adapter: the steps of notebook 04 as one function.
 
-Ablation arms and further rounds train through it. Knows nothing of how the data were made or what comes after.
+Ablation arms and further rounds train through it, and so does a run on several GPUs, each with its share of every step:
+
+    accelerate launch -m fcdpo_utils.train --profile paper
+
+Notebook 04 then finds the training done. Knows nothing of how the data were made or what comes after.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from trl import DPOTrainer
 
 from fcdpo_utils import store
-from fcdpo_utils.artifacts import ADAPTER_FILE, Report, tokenise, training_identity
+from fcdpo_utils.artifacts import (
+    ADAPTER_FILE,
+    Report,
+    load_preferences,
+    load_problems,
+    prompts_of,
+    tokenise,
+    training_identity,
+)
 from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, progress_callback
-from fcdpo_utils.models import CACHE, describe, load_student
+from fcdpo_utils.models import CACHE, ModelError, describe, free_memory, load_student
 from fcdpo_utils.preferences import Preferences
-from fcdpo_utils.profiles import Settings
+from fcdpo_utils.profiles import Settings, SettingsError, load_settings
+from fcdpo_utils.provenance import ROOT
 from fcdpo_utils.tokens import Message, Tokens
 
 REFERENCES = CACHE / "reference_log_probs.jsonl"
@@ -84,8 +100,12 @@ def train_student(
         done = store.read_json(record)
         if (done.get("identity"), done.get("adapter")) == (identity, store.file_digest(weights)):
             return done
-    record.unlink(missing_ok=True)  # it never speaks of another adapter than the one beside it
-    model, tokenizer = load_student(settings.student, start, trainable=True)
+    processes = PartialState()
+    processes.wait_for_everyone()  # all have looked
+    if processes.is_main_process:
+        record.unlink(missing_ok=True)  # it never speaks of another adapter than the one beside it
+    with processes.main_process_first():  # which may have a file to convert
+        model, tokenizer = load_student(settings.student, start, trainable=True)
     student = describe(model)
     tokens = tokenise(preferences, prompts, tokenizer, settings.training.mask_results)
     dataset, pairs = block_dataset(preferences, tokens, settings), pairs_of(preferences, settings)
@@ -95,8 +115,50 @@ def train_student(
     trainer.add_callback(progress_callback(progress("training step")))
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     trainer.save_model(str(folder / "adapter"))
+    processes.wait_for_everyone()
     made = {"identity": identity, "adapter": store.file_digest(weights), "student": student}
     summary = made | training_summary(trainer, dataset, len(pairs), settings)
-    store.write_json(record, summary)
-    shutil.rmtree(folder / "checkpoints")
+    if processes.is_main_process:
+        store.write_json(record, summary)
     return summary
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """After a training that is not to be resumed: give back the disk and the memory that it took."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    free_memory()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the student of a run whose notebooks 01 to 03 are done; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m fcdpo_utils.train", description=main.__doc__)
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for fcdpo run")
+    parser.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
+    options = parser.parse_args(arguments)
+    try:
+        settings = load_settings(options.profile, options.set)
+        folder = options.run_dir or ROOT / "outputs" / options.profile
+        store.require(folder / "blocks.jsonl", "03")
+        prompts = prompts_of(load_problems(folder / "problems.jsonl", "train"), settings)
+        made = train_student(folder, load_preferences(folder), prompts, settings, _print_progress)
+    except (SettingsError, ModelError, store.StoreError, ValueError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    if PartialState().is_main_process:
+        print(f"{made['steps']} steps, {made['pairs']} pairs, adapter in {folder / 'adapter'}")
+    return 0
+
+
+def _print_progress(label: str) -> Report:
+    """A line for every twentieth part, from the main process alone."""
+
+    def report(done: int, total: int, note: str = "") -> None:
+        if PartialState().is_main_process and done % max(total // 20, 1) == 0:
+            print(f"{label} {done}/{total}", flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
