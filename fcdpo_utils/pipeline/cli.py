@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcdpo_utils import store
-from fcdpo_utils.pipeline import baselines, doctor, manifest, report, runner
+from fcdpo_utils.pipeline import baselines, doctor, export, manifest, report, runner
 from fcdpo_utils.profiles import SettingsError
 from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
 
@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
     page = command("report", _report, "write report.html, one self-contained page, into a run directory")
     page.add_argument("run", type=Path, help="run directory")
+    away = command("export", _export, "write adapter, data and their cards into <run>/export, for others to use")
+    away.add_argument("run", type=Path, help="run directory")
+    away.add_argument("--merged", action="store_true", help="the merged bf16 model, too")
+    away.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload them; needs HF_TOKEN")
     command("doctor", _doctor, "look at this machine: Python, packages, memory, GPU, hub, profiles")
     clean = command("clean", _clean, "delete a run directory")
     clean.add_argument("run", type=Path, help="run directory")
@@ -83,6 +87,14 @@ def _check(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     print(report.write(options.run))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    folders = export.export(options.run, options.merged)
+    print("\n".join(map(str, folders)))
+    if options.push_to_hub:
+        print("\n".join(export.push(folders, options.push_to_hub)))
     return 0
 
 
