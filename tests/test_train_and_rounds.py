@@ -13,8 +13,15 @@ from safetensors.torch import load_file
 from fcdpo_utils import rounds, store
 from fcdpo_utils import train as training
 from fcdpo_utils.agent import Limits, run_calls
-from fcdpo_utils.artifacts import ADAPTER_FILE, load_chains, make_chains, prompts_of, save_problems
-from fcdpo_utils.dpo import GroupedDPOTrainer
+from fcdpo_utils.artifacts import (
+    ADAPTER_FILE,
+    load_chains,
+    make_chains,
+    prompts_of,
+    save_preferences,
+    save_problems,
+)
+from fcdpo_utils.dpo import GroupedDPOTrainer, last_checkpoint
 from fcdpo_utils.preferences import build_preferences
 from fcdpo_utils.profiles import Settings, load_settings
 from fcdpo_utils.tasks import TASKS, Problem, make_problems
@@ -156,3 +163,27 @@ def test_a_round_without_pairs_leaves_the_student_as_it_is(tmp_path: Path, monke
     (made,) = rounds.run_rounds(settings, tmp_path, silent)
     assert made.training == {} and made.adapter == tmp_path / "adapter" and made.statistics["correct"] == 0
     assert made.sampled()["pass@k"]["1"]["estimate"] == 0
+
+
+# The command
+
+
+def test_the_command_trains_a_run_and_leaves_notebook_04_its_last_step(
+    run: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_preferences(tmp_path, run.data, run.prompts)
+    made = [p for name, task in run.settings.tasks.items() for p in make_problems(name, task, 0)]
+    save_problems(tmp_path / "problems.jsonl", made)
+    assert training.main(["--profile", "smoke", "--set", FAST[0], "--run-dir", str(tmp_path)]) == 0
+    record = store.read_json(tmp_path / "training.json")
+    assert f"{record['steps']} steps, {record['pairs']} pairs" in capsys.readouterr().out
+    checkpoint = last_checkpoint(tmp_path / "checkpoints" / record["identity"])
+    assert checkpoint is not None and checkpoint.endswith(f"checkpoint-{record['steps']}")
+
+
+def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert training.main(["--profile", "smoke", "--run-dir", str(tmp_path)]) == 1
+    assert training.main(["--profile", "nope"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"train: run 03 first: blocks.jsonl is missing in {tmp_path}"
+    assert second.startswith("train: unknown profile 'nope'")
