@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
 import pytest
+
+from fcdpo_utils.pipeline import wheels
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
@@ -57,20 +61,25 @@ def pretend_installed(site: Path, name: str, version: str) -> None:
 
 
 @pytest.mark.slow
-def test_installing_leaves_a_newer_torch_and_numpy_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("internet", [True, False], ids=["internet", "attached wheels"])
+def test_installing_leaves_a_newer_torch_and_numpy_alone(tmp_path: Path, internet: bool) -> None:
     """What pip would do on Colab and Kaggle, where both are newer than ours and built for the machine's GPU."""
     venv.create(tmp_path / "e", with_pip=True)
-    python = tmp_path / "e" / "bin" / "python"
+    python, environment = tmp_path / "e" / "bin" / "python", dict(os.environ)
     (site,) = (tmp_path / "e" / "lib").glob("python*/site-packages")
     pretend_installed(site, "torch", "2.99.0+cu999")
     pretend_installed(site, "numpy", "2.99.0")
+    if not internet:
+        wheels.make(tmp_path / "attached", "{}.{}".format(*sys.version_info))
+        environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "attached" / "wheels")}
+    checkout = ROOT if internet else tmp_path / "attached" / "fcdpo"
     for arguments in installs(setup_cell(NOTEBOOKS[0])):
         command = [str(python), "-m", "pip", "install", *arguments]
-        done = subprocess.run(command, cwd=ROOT / "notebooks", capture_output=True, text=True, check=False)
+        options = {"cwd": checkout / "notebooks", "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run(command, check=False, **options)
         assert done.returncode == 0, done.stderr[-2000:]
-    names = ["torch", "numpy", *re.findall(r"^([\w.-]+)==", (ROOT / "requirements-notebook.txt").read_text(), re.M)]
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements-notebook.txt").read_text(), re.M))
+    names = ["torch", "numpy", *pins]
     code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
     versions = json.loads(subprocess.check_output([str(python), "-c", code], text=True))
-    assert (versions["torch"], versions["numpy"]) == ("2.99.0+cu999", "2.99.0")
-    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements-notebook.txt").read_text(), re.M))
-    assert {name: versions[name] for name in pins} == pins
+    assert versions == pins | {"torch": "2.99.0+cu999", "numpy": "2.99.0"}

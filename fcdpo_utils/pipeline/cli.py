@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcdpo_utils import store
-from fcdpo_utils.pipeline import baselines, doctor, export, manifest, report, runner
+from fcdpo_utils.pipeline import baselines, doctor, export, manifest, report, runner, wheels
 from fcdpo_utils.profiles import SettingsError
 from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
 
@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "look at this machine: Python, packages, memory, GPU, hub, profiles")
     clean = command("clean", _clean, "delete a run directory")
     clean.add_argument("run", type=Path, help="run directory")
+    offline = command("wheels", _wheels, "make a folder for Kaggle sessions without internet: code and wheels")
+    offline.add_argument("folder", type=Path, help="to be uploaded as the data set fcdpo")
+    offline.add_argument("--python", default="3.12", metavar="X.Y", help="Kaggle's Python version")
     rows = command("gsm8k", _gsm8k, "how many rows of a GSM8K file convert to chains, and why others do not")
     rows.add_argument("path", type=Path)
     return parser
@@ -108,6 +111,11 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def _clean(options: argparse.Namespace) -> int:
     print(doctor.clean(options.run))
+    return 0
+
+
+def _wheels(options: argparse.Namespace) -> int:
+    print(f"{wheels.make(options.folder, options.python)} wheels and the checkout in {options.folder}")
     return 0
 
 
