@@ -230,7 +230,7 @@ def test_the_report_fits_the_window(smoke_run: Path, tmp_path: Path, width: int)
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["run", "--profile", "gpu"], "unknown profile 'gpu'; expected one of cpu, open, paper, smoke, t4"),
+        (["run", "--profile", "gpu"], "unknown profile 'gpu'; expected one of ablations, cpu, "),
         (["run", "--profile", "smoke", "--set", "teacher.sample=8"], "setting teacher.sample: unknown setting"),
         (["run", "--profile", "smoke", "--set", "seed=x"], "setting seed: input should be a valid integer"),
         (["run", "--profile", "smoke", "--set", "seed"], "override 'seed': expected name=value"),
