@@ -12,7 +12,6 @@ import importlib.util
 import os
 import shutil
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -158,14 +157,12 @@ def describe(model: PreTrainedModel) -> str:
 
 @contextlib.contextmanager
 def quiet():
-    """No progress bars, advice or news of deprecation inside: they flood a notebook run by papermill."""
+    """No progress bars or advice from transformers inside: they flood a notebook run by papermill."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()

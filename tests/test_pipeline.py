@@ -56,6 +56,13 @@ def test_the_metrics_hold_what_is_promised(smoke_run: Path) -> None:
 
 
 @pytest.mark.slow
+def test_executed_notebooks_hold_no_warnings(smoke_run: Path) -> None:
+    for name in STAGES:
+        cells = store.read_json(smoke_run / "notebooks" / f"{name}.ipynb")["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert [output["text"] for output in outputs if output.get("name") == "stderr"] == [], name
+
+
 def test_the_run_says_where_it_is_and_ends_with_a_table(smoke_run: Path) -> None:
     text = (smoke_run / "stdout.txt").read_text()
     for number, name in enumerate(STAGES, start=1):
