@@ -57,7 +57,9 @@ def block_dataset(preferences: Preferences, tokens: list[Tokens], settings: Sett
 
 
 def pairs_of(preferences: Preferences, settings: Settings) -> list[tuple[int, int]]:
-    """D* or Da, as the settings say: what TRL's own trainer passes one by one."""
+    """D* or Da, as the settings say: what TRL's own trainer passes one by one. The grouped trainer draws its own."""
+    if settings.training.trainer == "grouped":
+        return []
     original = settings.preferences.pairs == "original"
     return preferences.original_pairs() if original else preferences.augmented_pairs()
 

@@ -83,10 +83,7 @@ FURTHER = (  # beyond the pipeline: run by number, and then the stages that they
     ),
     StageSpec(
         "08_rounds",
-        (
-            *("seed", "tasks", "limits", "preferences", "student"),
-            *("training", "evaluation", "generalisation", "rounds"),
-        ),
+        tuple("seed tasks limits preferences student training evaluation generalisation rounds".split()),
         ("problems.jsonl", "adapter/adapter_*"),
         ("rounds.json", "rounds*.png", "rounds/*/chains.jsonl", "rounds/*/adapter/adapter_*", "rounds/*.jsonl"),
         needs=("01", "02", "03", "04"),
@@ -146,8 +143,12 @@ def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str,
     if spec.name == STAGES[0].name or "rounds" in spec.settings:
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
-    sources = [("student", settings.student.source), ("teacher", settings.teacher.model)]
-    for group, source in (*sources, ("teacher", settings.teacher.adapter or "")):
+    teacher = settings.teacher
+    for group, source in (
+        ("student", settings.student.source),
+        ("teacher", teacher.model),
+        ("teacher", teacher.adapter),
+    ):
         if source and group in spec.settings and (state := weights_state(source)):
             parts[f"folder {source}"] = state
     return parts

@@ -50,6 +50,7 @@ def _model_source(source: str) -> str:
 
 
 ModelSource = Annotated[str, AfterValidator(_model_source)]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 ProbeTask = Literal["fol", "arithmetic", "knights_knaves", "ordering", "rewriting", "family"]
 TaskName = Literal[ProbeTask, "gsm8k"]
 
@@ -64,7 +65,7 @@ class TeacherSettings(_Group):
     variation: float = Field(default=0.3, ge=0, le=1, description="scripted: share of correct ones in another order")
     model: ModelSource = Field(default="embedded", description="local: as student.source; server: the name it serves")
     adapter: ModelSource | None = Field(default=None, description="local: the folder of a LoRA adapter on the model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="local")
+    dtype: DType = Field(default="auto", description="local")
     four_bit: bool = Field(default=False, description="local: NF4")
     call_format: Literal["python", "tools"] = Field(
         default="python", description="local and server: calls as text, or by the model's own tool template"
@@ -111,7 +112,7 @@ class StudentSettings(_Group):
     """The model that learns."""
 
     source: ModelSource = Field(default="embedded", description="'embedded', a folder, a hub id, or a .gguf in one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DType = "auto"
     four_bit: bool = Field(default=False, description="NF4 with double quantisation (QLoRA)")
 
 
@@ -171,23 +172,23 @@ class ProbeSettings(_Group):
     toolset: str | None = None
 
 
-_LONGER = {"name": "longer proofs", "task": "fol", "split": "ood_depth", "levels": (4, 5, 6)}
+_LONGER = ProbeSettings(name="longer proofs", task="fol", split="ood_depth", levels=(4, 5, 6))
 _PROBES = (
     _LONGER,
-    {"name": "other words", "task": "fol", "split": "ood_words", "levels": (1, 2, 3)},
-    {"name": "logic, other functions", "task": "fol", "levels": (1, 2, 3), "toolset": "decide"},
-    {"name": "arithmetic, other functions", "task": "arithmetic", "levels": (2, 3, 4, 5), "toolset": "expression"},
-    {"name": "knights and knaves", "task": "knights_knaves", "levels": (1, 2, 3)},
-    {"name": "ordering", "task": "ordering", "levels": (1, 2, 3)},
-    {"name": "string rewriting", "task": "rewriting", "levels": (1, 2, 3)},
-    {"name": "family relations", "task": "family", "levels": (1, 2, 3)},
+    ProbeSettings(name="other words", task="fol", split="ood_words", levels=(1, 2, 3)),
+    ProbeSettings(name="logic, other functions", task="fol", levels=(1, 2, 3), toolset="decide"),
+    ProbeSettings(name="arithmetic, other functions", task="arithmetic", levels=(2, 3, 4, 5), toolset="expression"),
+    ProbeSettings(name="knights and knaves", task="knights_knaves", levels=(1, 2, 3)),
+    ProbeSettings(name="ordering", task="ordering", levels=(1, 2, 3)),
+    ProbeSettings(name="string rewriting", task="rewriting", levels=(1, 2, 3)),
+    ProbeSettings(name="family relations", task="family", levels=(1, 2, 3)),
 )
 
 
 class GeneralisationSettings(_Group):
     """What the trained student is asked besides its own tasks."""
 
-    probes: tuple[ProbeSettings, ...] = Field(default=tuple(ProbeSettings(**probe) for probe in _PROBES), min_length=1)
+    probes: tuple[ProbeSettings, ...] = Field(default=_PROBES, min_length=1)
     calls: int = Field(default=40, ge=1, description="limits.calls for all probes: deep proofs are long")
 
 
@@ -201,7 +202,8 @@ class RoundSettings(_Group):
     temperature: float = Field(default=0.7, gt=0)
     learning_rate_share: float = Field(default=0.25, gt=0, le=1, description="of training.learning_rate")
     probes: tuple[ProbeSettings, ...] = Field(
-        default=(ProbeSettings(**_LONGER, test=200),), description="asked after every round, besides the held-out tests"
+        default=(_LONGER.model_copy(update={"test": 200}),),
+        description="asked after every round, besides the held-out tests",
     )
 
 
