@@ -4,8 +4,8 @@
     python benchmarks/dpo.py --sizes 8 --json F    one size
 
 Same process, model, completions, pairs and mask for all three. Every time includes the reference log-probabilities
-and building the trainer. On a CPU: the embedded student on prompts and chains of the demo. On CUDA: Mistral-7B's
-architecture in NF4 with random weights, a prompt of 600 tokens and completions of 250.
+and building the trainer. The embedded student on prompts and chains of the demo; `gpu.py` does the same at
+Mistral-7B's shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import random
-import shutil
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from datasets import disable_progress_bars
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from fcdpo_utils.agent import prompt, run_calls
 from fcdpo_utils.dpo import (
@@ -43,7 +42,7 @@ from fcdpo_utils.dpo import (
     pair_dataset,
     training_arguments,
 )
-from fcdpo_utils.models import four_bit, load_student, quiet
+from fcdpo_utils.models import load_student, quiet
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import Settings, StudentSettings, load_settings
 from fcdpo_utils.tasks import TASKS
@@ -54,7 +53,6 @@ from fcdpo_utils.tokens import Tokens, encode_chat
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
 TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more, TRL gets a sample, and the others cost as much per pair
-TRL_BATCH = 4 if CUDA else 1  # pairs; on the CPU four at once took as long per pair and three times the memory
 
 
 # ---- the work
@@ -85,46 +83,15 @@ def _chains(problem: Problem, size: int) -> list[Any]:
     raise ValueError(f"fewer than {size} distinct chains of each kind")
 
 
-def random_block(vocabulary: int, size: int, prompt_tokens: int = 600, completion_tokens: int = 250) -> list[Tokens]:
-    """Random tokens in turns of 15 policy and 10 environment tokens."""
-    rng = random.Random(0)
-    start = tuple(rng.randrange(10, vocabulary) for _ in range(prompt_tokens))
-    policy = tuple(index % 25 < 15 for index in range(completion_tokens))
-    return [
-        Tokens(
-            (*start, *(rng.randrange(10, vocabulary) for _ in policy)),
-            (*[False] * prompt_tokens, *policy),
-            prompt_tokens,
-        )
-        for _ in range(2 * size)
-    ]
-
-
-def mistral_shape() -> PreTrainedModel:
-    """Mistral-7B's architecture, random weights, NF4: what matters for speed and memory, without a download."""
-    config = MistralConfig(sliding_window=None)
-    folder = Path(tempfile.mkdtemp())
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = MistralForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    del model
-    torch.cuda.empty_cache()
-    quantised = MistralForCausalLM.from_pretrained(
-        folder, quantization_config=four_bit(torch.bfloat16), dtype=torch.bfloat16, device_map="cuda"
-    )
-    shutil.rmtree(folder)
-    return quantised
-
-
 # ---- the three methods
 
 
-def run_ours(model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], size: int, settings: Settings) -> Any:
+def run_ours(
+    model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], blocks: list[Block], settings: Settings
+) -> Any:
+    size = max(len(block.chosen) for block in blocks)
     with tempfile.TemporaryDirectory() as folder:
-        block = Block("p", tuple(range(size)), tuple(range(size, 2 * size)))
-        data = BlockDataset(tokens, [block], ["task"], size, size)
+        data = BlockDataset(tokens, blocks, ["task"] * len(blocks), size, size)
         cache = Path(folder) / "cache.jsonl"
         trainer = build_trainer(model, tokenizer, data, settings, Path(folder), cache, [])
         trainer.train()
@@ -138,13 +105,16 @@ def run_trl(
     pairs: list[tuple[int, int]],
     settings: Settings,
     precompute: bool,
+    batch: int = 1,
 ) -> Any:
+    """TRL on the pairs, `batch` at a time, with one optimiser step: on a CPU four at once took as long per pair as one,
+    and three times the memory."""
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments(settings, Path(folder), 1, model.dtype)
         args.precompute_ref_log_probs = precompute
         args.remove_unused_columns = True
-        args.per_device_train_batch_size = args.precompute_ref_batch_size = TRL_BATCH
-        args.gradient_accumulation_steps = math.ceil(len(pairs) / TRL_BATCH)  # one optimiser step, as ours
+        args.per_device_train_batch_size = args.precompute_ref_batch_size = batch
+        args.gradient_accumulation_steps = math.ceil(len(pairs) / batch)
         torch.manual_seed(settings.seed)
         trainer = StockDPOTrainer(
             model=model,
@@ -216,13 +186,15 @@ def work_of(
 ) -> Callable[[], Any]:
     """The training run of one method; TRL's on `pairs`, ours on the whole block."""
     if method == "ours":
-        return partial(run_ours, model, tokenizer, tokens, len(tokens) // 2, settings)
+        size = len(tokens) // 2
+        block = Block("p", tuple(range(size)), tuple(range(size, 2 * size)))
+        return partial(run_ours, model, tokenizer, tokens, [block], settings)
     return partial(run_trl, model, tokenizer, tokens, pairs, settings, method == "trl_precomputed")
 
 
 def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, peak: float) -> dict[str, Any]:
     """One row of the report: medians of `repeats` runs; TRL's long ones (k = l of 4 and more) run once."""
-    tokens = random_block(model.config.vocab_size, size) if CUDA else demo_block(tokenizer, size)
+    tokens = demo_block(tokenizer, size)
     settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
     pairs = list(product(range(size), range(size, 2 * size)))
     row: dict[str, Any] = {"k": size, "l": size, "pairs": len(pairs)}
@@ -278,11 +250,9 @@ def main() -> None:
     warnings.simplefilter("ignore")  # transformers announces renamed settings at every run
     disable_progress_bars()
     model, tokenizer = load_student(StudentSettings())
-    if CUDA:
-        model = mistral_shape()
     peak = matmul_peak(model.dtype)
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
-    device += f", {'Mistral-7B shape, NF4' if CUDA else 'SmolLM2-135M'}, {str(model.dtype).removeprefix('torch.')}"
+    device += f", SmolLM2-135M, {str(model.dtype).removeprefix('torch.')}"
     print(f"{device}; measured matrix product: {peak / 1e12:.2f} TFLOP/s", flush=True)
     rows = []
     for size in options.sizes:

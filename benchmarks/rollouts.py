@@ -86,9 +86,13 @@ def microchain_chain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def ours(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], batch: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: list[Problem],
+    batch: int,
+    limits: Limits = LIMITS,
 ) -> list[Chain]:
-    episodes = [Episode(TASK, problem, None, LIMITS) for problem in problems]
+    episodes = [Episode(TASK, problem, None, limits) for problem in problems]
     return rollout(model, tokenizer, episodes, Sampling(0.0, TURN_TOKENS, batch))
 
 

@@ -36,8 +36,10 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fcdpo_utils import store
+from fcdpo_utils.memory import TrainingMemory, available_bytes
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import Settings, TrainingSettings
+from fcdpo_utils.students import Shape
 from fcdpo_utils.tokens import Tokens
 from fcdpo_utils.trees import TokenTree, build_tree, sequence_log_probs, tree_attention_in
 
@@ -432,7 +434,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         bf16=dtype == torch.bfloat16,
         fp16=cuda and dtype == torch.float16,
         use_cpu=not cuda,
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=training.gradient_checkpointing is True,  # what "auto" stands for: `fit_to_device`
         dataloader_pin_memory=cuda,
         logging_steps=1,
         save_steps=training.save_steps,
@@ -441,6 +443,37 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=training.trainer == "stock",
+    )
+
+
+def fit_to_device(model: PreTrainedModel | PeftModel, longest: int, training: TrainingSettings) -> TrainingSettings:
+    """`training` with rows, and with the checkpointing that "auto" stands for, that fit the memory beside `model`.
+
+    `longest`: tokens of the longest chat, which is never split. Says in one line where rows become shorter than asked.
+    Raises ValueError where the longest chat does not fit.
+    """
+    asked, available = training.gradient_checkpointing, available_bytes(model.device)
+    if available is None:
+        return training.model_copy(update={"gradient_checkpointing": asked is True})
+    shape, four_bit = Shape.of(model.config), bool(getattr(model, "is_loaded_in_4bit", False))
+    wanted, room, checkpointing = max(training.row_tokens, longest), 0, False
+    for checkpointing in (False, True) if asked == "auto" else (asked,):
+        memory = TrainingMemory(shape, four_bit, training.lora_rank, checkpointing, model.dtype.itemsize)
+        room = memory.longest_row(available)
+        if room >= wanted:
+            break
+    left = f"the {available / 1e9:.1f} GB left beside the student hold {room} tokens at once"
+    if room < longest:
+        ways = [
+            *(() if checkpointing else ("training.gradient_checkpointing=auto",)),
+            *(() if four_bit else ("student.four_bit=true",)),
+            "a smaller training.lora_rank, or a smaller student",
+        ]
+        raise ValueError(f"the longest chain has {longest} tokens, and {left}: try {ways[0]}")
+    if room < wanted:
+        print(f"training.row_tokens: {room} in place of {training.row_tokens}; {left}", flush=True)
+    return training.model_copy(
+        update={"row_tokens": min(room, training.row_tokens), "gradient_checkpointing": checkpointing}
     )
 
 
@@ -467,7 +500,8 @@ def build_trainer(
     which is trained further. grouped trains on `blocks`, stock on the expanded `pairs`. Reference log-probabilities of
     the grouped trainer come from, and go to, the file `cache`.
     """
-    training = settings.training
+    training = fit_to_device(model, max(len(sequence.ids) for sequence in blocks.tokens), settings.training)
+    settings = settings.model_copy(update={"training": training})
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
     processes = PartialState()
     per_step = training.prompts_per_step * training.accumulation * processes.num_processes

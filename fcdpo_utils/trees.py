@@ -23,7 +23,7 @@ from fcdpo_utils.tokens import Tokens
 Spans = tuple[tuple[int, int], ...]
 ATTENTION = "token_tree"
 _TILE_ROWS = 256  # query rows of one attention tile: small enough to stay in a CPU cache
-_LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
+LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
 _OTHER_ATTENTION = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")  # transformers' names
 _NOT_SUPPORTED = "not plain softmax attention: choose another student (fcdpo_utils/students.py lists some)"
 
@@ -255,7 +255,7 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         log_probs, directions = [], []
-        for rows, wanted in zip(hidden.split(_LOGIT_CHUNK), targets.split(_LOGIT_CHUNK), strict=True):
+        for rows, wanted in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
             logits = (rows @ weight.T).to(_at_least_float32(weight))
             normaliser = logits.logsumexp(-1, keepdim=True)
             log_probs.append(logits.gather(1, wanted[:, None])[:, 0] - normaliser[:, 0])

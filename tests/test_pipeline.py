@@ -436,8 +436,8 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
     lines = capfd.readouterr().out.splitlines()
     names = [line[3:21].strip() for line in lines]
     expected = ["python", "packages", "embedded student", "processor", "memory", "disk", "hub", "CPU products", "GPU"]
-    profiles = [f"profile {name}" for name in ("cpu", "open", "paper", "smoke", "t4")]
-    assert names[:9] == expected and names[-5:] == profiles
+    profiles = [f"profile {name}" for name in ("cpu", "l4-a10", "open", "paper", "smoke", "t4")]
+    assert names[:9] == expected and names[-6:] == profiles
     assert all(line.startswith(("ok ", "NO ")) for line in lines)
 
 

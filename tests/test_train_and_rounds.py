@@ -126,6 +126,7 @@ def test_the_student_is_the_teacher_of_a_round() -> None:
     assert own.tasks["fol"].levels == (3, 5) and own.tasks["arithmetic"].levels == settings.tasks["arithmetic"].levels
     assert {task.train for task in own.tasks.values()} == {3}
     assert own.training.learning_rate == 0.25 * settings.training.learning_rate
+    assert own.limits.errors == 1 and own.limits.calls == settings.limits.calls
 
 
 def questions(problems: list[Problem]) -> dict[str, set[str]]:
@@ -153,6 +154,7 @@ def test_problems_that_are_known_already_are_replaced() -> None:
 def test_a_round_without_pairs_leaves_the_student_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings("smoke", ["rounds.train=2", "tasks={fol: {train: 1, test: 1, levels: [1]}}"])
     save_problems(tmp_path / "problems.jsonl", [])
+    store.write_records(tmp_path / "chains.jsonl", [])
     monkeypatch.setattr(rounds, "train_student", None)
 
     def make(path: Path, problems: list, own: Settings, report: object) -> None:  # a student that never writes a call
@@ -163,6 +165,41 @@ def test_a_round_without_pairs_leaves_the_student_as_it_is(tmp_path: Path, monke
     (made,) = rounds.run_rounds(settings, tmp_path, silent)
     assert made.training == {} and made.adapter == tmp_path / "adapter" and made.statistics["correct"] == 0
     assert made.sampled()["pass@k"]["1"]["estimate"] == 0
+
+
+def test_a_round_trains_on_its_own_chains_and_on_some_of_the_first_round(
+    run: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings("smoke", ["rounds.train=2", "rounds.replay=2"])
+    save_problems(
+        tmp_path / "problems.jsonl", [p for name, task in settings.tasks.items() for p in make_problems(name, task, 0)]
+    )
+    sampled_with = []
+
+    def make(path: Path, problems: list, own: Settings, report: object) -> None:  # a sound chain and one with an error
+        sampled_with.append(own.limits.errors)
+        chains = [
+            run_calls(TASKS[p.task], p, calls, None, Limits(24, own.limits.errors))
+            for p in problems
+            for calls in (TASKS[p.task].gold_calls(p), ["What?", "Stop()"])
+        ]
+        tasks = {p.id: p.task for p in problems}
+        store.write_records(path, [chain.record(task=tasks[chain.problem_id]) for chain in chains])
+
+    def train(folder, preferences, prompts, own, progress, start):
+        assert {block.problem_id for block in preferences.blocks} == prompts.keys()
+        return {"tasks": [(block.problem_id, len(block.rejected)) for block in preferences.blocks if block.usable]}
+
+    monkeypatch.setattr(rounds, "make_chains", make)
+    monkeypatch.setattr(rounds, "train_student", train)
+    (made,) = rounds.run_rounds(settings, tmp_path, silent)
+    own = [name for name, _ in made.training["tasks"] if name.endswith("-round-2")]
+    replayed = {name for name, _ in made.training["tasks"]} - set(own)
+    usable = {block.problem_id for block in run.data.blocks if block.usable}
+    assert len(own) == 4 and len(replayed) == 4 and replayed <= usable
+    assert sum(name.startswith("fol") for name in replayed) == 2
+    assert sampled_with == [1] and made.statistics["problems"] == 4  # what is replayed is not counted as made
+    assert all(len(chain.steps) == 1 for chains in made.chains.values() for chain in chains if not chain.sound)
 
 
 # The command

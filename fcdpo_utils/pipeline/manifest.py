@@ -84,7 +84,7 @@ FURTHER = (  # beyond the pipeline: run by number, and then the stages that they
     StageSpec(
         "08_rounds",
         tuple("seed tasks limits preferences student training evaluation generalisation rounds".split()),
-        ("problems.jsonl", "adapter/adapter_*"),
+        ("problems.jsonl", "chains.jsonl", "adapter/adapter_*"),
         ("rounds.json", "rounds*.png", "rounds/*/chains.jsonl", "rounds/*/adapter/adapter_*", "rounds/*.jsonl"),
         needs=("01", "02", "03", "04"),
     ),

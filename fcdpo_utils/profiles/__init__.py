@@ -134,7 +134,9 @@ class TrainingSettings(_Group):
     lora_alpha: int = Field(default=32, ge=1)
     warmup: float = Field(default=0.06, ge=0, lt=1, description="share of the steps")
     row_tokens: int = Field(default=6_000, ge=64, description="tokens of one pass; larger batches are split")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto", description="keep each layer's input only; auto: on a GPU where rows do not fit otherwise"
+    )
     save_steps: int = Field(default=20, ge=1)
 
 
@@ -199,6 +201,7 @@ class RoundSettings(_Group):
     train: int = Field(default=120, ge=1, description="new problems of each task in each round")
     levels: dict[TaskName, tuple[int, ...]] = Field(default={"fol": (3, 5)}, description="of the new problems")
     samples: int = Field(default=8, ge=2, description="chains of each problem")
+    replay: int = Field(default=40, ge=0, description="prompts of each task of the first round, trained on again")
     temperature: float = Field(default=0.7, gt=0)
     learning_rate_share: float = Field(default=0.25, gt=0, le=1, description="of training.learning_rate")
     probes: tuple[ProbeSettings, ...] = Field(

@@ -1,0 +1,35 @@
+"""The benchmark for GPUs, rehearsed on a small model: every part runs and every figure is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcdpo_utils import store
+from fcdpo_utils.provenance import ROOT
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_whole_on_a_small_model(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--json", str(tmp_path / "out.json")]
+    parts = ["hardware", "training", "rollouts"]  # the pipeline of --tiny is `smoke`, which other tests run
+    done = subprocess.run([*command, "--only", *parts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = store.read_json(tmp_path / "out.json")
+    assert report["hardware"]["copy_gb_per_second"] > 0
+    training = report["training"]
+    assert training["pairs"] == 2 * 8 * 8 and training["ratio_to_trl"] > 1 and 0 < training["share_of_peak"] < 1
+    assert training["peak_gb"] > 0 and training["told_gb"] > 0 and training["trl_batch"] in (1, 2, 4)
+    for part in ("rollouts_nf4", "rollouts_16_bit"):
+        assert report[part]["ratio_to_microchain"] > 0 and report[part]["ratio_to_generate"] > 0
+
+
+def test_without_a_gpu_only_the_rehearsal_runs() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here: python benchmarks/gpu.py runs")
+    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "no CUDA device here; --tiny rehearses on a CPU" in done.stderr

@@ -1,0 +1,230 @@
+"""The memory model as a specification: it says what torch allocates, and a training keeps to what a GPU has."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from test_students import config_of
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from fcdpo_utils import dpo, models
+from fcdpo_utils.dpo import batch_log_probs, fit_to_device, float32_adapters, lora_config
+from fcdpo_utils.memory import MARGIN, TrainingMemory, available_bytes
+from fcdpo_utils.models import ModelError, four_bit, load_student
+from fcdpo_utils.profiles import StudentSettings, TrainingSettings
+from fcdpo_utils.students import STUDENTS, Shape
+from fcdpo_utils.tokens import Tokens
+from fcdpo_utils.trees import tree_attention_in
+
+MISTRAL = STUDENTS["mistral-7b"].shape
+GB = 10**9
+
+
+def block(vocabulary: int, chains: int, prompt: int, completion: int) -> list[Tokens]:
+    """Random chains of one prompt, in turns of 15 policy and 10 environment tokens."""
+    rng = random.Random(0)
+    start = tuple(rng.randrange(vocabulary) for _ in range(prompt))
+    policy = tuple(index % 25 < 15 for index in range(completion))
+    flags = (*[False] * prompt, *policy)
+    return [Tokens((*start, *(rng.randrange(vocabulary) for _ in policy)), flags, prompt) for _ in range(chains)]
+
+
+def student_of(shape: Shape, rank: int, checkpointing: bool, folder: Path | None = None) -> PreTrainedModel:
+    """A student of that shape with adapters, as the trainer sets it up; in NF4 where a `folder` is given for it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of("LlamaForCausalLM", shape)).to(torch.bfloat16)
+    if folder is not None:
+        model.save_pretrained(folder)
+        options = {"quantization_config": four_bit(torch.bfloat16), "dtype": torch.bfloat16, "device_map": "cpu"}
+        model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    model = get_peft_model(model, lora_config(TrainingSettings(lora_rank=rank)))
+    float32_adapters(model)
+    return model.train()
+
+
+def peak_of_a_step(model: PreTrainedModel, sequences: list[Tokens]) -> tuple[int, int]:
+    """Most bytes that torch holds during a forward and backward pass, beyond those before it, and the row's tokens.
+
+    The second of two steps: gradients are there already, as they are where steps accumulate.
+    """
+
+    def step() -> int:
+        with tree_attention_in(model), disable_input_dtype_casting(model):
+            with torch.autocast("cpu", torch.bfloat16):
+                log_probs, tokens, _ = batch_log_probs(model, sequences, 10**6)
+            log_probs.sum().backward()
+        return tokens
+
+    tokens = step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak, tokens
+
+
+SHAPES = {
+    "like Mistral": Shape(2, 512, 8, 2, 1792, 300),
+    "like Mistral, deeper": Shape(4, 512, 8, 2, 1792, 300),
+    "wide MLP": Shape(2, 512, 8, 2, 4608, 300),
+    "narrow MLP": Shape(2, 1024, 8, 8, 1024, 300),
+    "large vocabulary": Shape(2, 512, 8, 2, 1536, 20_000),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all kept", "checkpointing"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_takes_the_memory_that_was_told(name: str, checkpointing: bool) -> None:
+    shape = SHAPES[name]
+    sequences = block(shape.vocabulary, chains=4, prompt=600, completion=230)
+    peak, tokens = peak_of_a_step(student_of(shape, 16, checkpointing), sequences)
+    told = TrainingMemory(shape, False, 16, checkpointing)
+    copies = told.width * told.trainable  # of the adapters, which `fixed` counts
+    assert told.row(tokens) + copies == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize("completion", [10, 150], ids=["a short row", "a long row"])
+def test_a_row_of_a_4_bit_student_takes_the_memory_that_was_told(tmp_path: Path, completion: int) -> None:
+    """In the short one, a matrix that is dequantised is larger than the gradients."""
+    shape = Shape(2, 512, 8, 2, 4608, 300)
+    model = student_of(shape, 8, True, tmp_path)
+    peak, tokens = peak_of_a_step(model, block(shape.vocabulary, chains=4, prompt=100, completion=completion))
+    told = TrainingMemory(shape, True, 8, True)
+    assert told.row(tokens) + told.width * told.trainable == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_adapters_have_as_many_parameters_as_peft_gives_them(name: str) -> None:
+    student = STUDENTS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(student.architecture, student.shape))
+        model = get_peft_model(model, lora_config(TrainingSettings(lora_rank=16)), autocast_adapter_dtype=False)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fused = name == "phi-3-mini"  # one adapter for queries, keys and values, one for gate and up: fewer inputs
+    told = TrainingMemory(student.shape, True, 16, True).trainable
+    assert trainable == told or (fused and 0.7 * told < trainable < told)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_shape_is_read_from_a_configuration(name: str) -> None:
+    student = STUDENTS[name]
+    assert Shape.of(config_of(student.architecture, student.shape)) == student.shape
+
+
+def test_more_tokens_never_need_less() -> None:
+    for checkpointing in (False, True):
+        told = TrainingMemory(MISTRAL, True, 16, checkpointing)
+        sizes = [told.row(tokens) for tokens in range(0, 20_000, 37)]
+        assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize(("gigabytes", "checkpointing"), [(10.5, True), (40, False), (76, False)])
+def test_the_longest_row_fits_and_one_more_token_does_not(gigabytes: float, checkpointing: bool) -> None:
+    told, room = TrainingMemory(MISTRAL, True, 16, checkpointing), gigabytes * GB
+    longest = told.longest_row(int(room))
+    assert told.fixed() + told.row(longest) <= (1 - MARGIN) * room < told.fixed() + told.row(longest + 1)
+
+
+def test_a_block_of_eight_and_eight_chains_of_mistral_fits_a_t4() -> None:
+    """600 tokens of prompt and sixteen chains of 250, rank 16, in 15 GB, weights included."""
+    told = TrainingMemory(MISTRAL, True, 16, checkpointing=True)
+    assert told.total(600 + 16 * 250) < (1 - MARGIN) * 15 * GB
+    assert TrainingMemory(MISTRAL, True, 16, checkpointing=False).total(600 + 16 * 250) > 15 * GB
+
+
+def test_nothing_fits_where_the_adapters_do_not() -> None:
+    assert TrainingMemory(MISTRAL, True, 16, True).longest_row(GB // 2) == 0
+
+
+# Keeping to it
+
+
+def fitted(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float | None, longest: int = 900, **training: object
+) -> TrainingSettings:
+    """What becomes of some settings on a GPU with so much memory beside Mistral-7B in NF4."""
+    monkeypatch.setattr(dpo, "available_bytes", lambda device: None if gigabytes is None else int(gigabytes * GB))
+    config = config_of("MistralForCausalLM", MISTRAL)
+    model = SimpleNamespace(config=config, is_loaded_in_4bit=True, dtype=torch.float16, device=torch.device("cpu"))
+    return fit_to_device(model, longest, TrainingSettings(**training))
+
+
+def test_layers_are_checkpointed_where_rows_do_not_fit_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fitted(monkeypatch, None).gradient_checkpointing is False  # a CPU
+    assert fitted(monkeypatch, 74).gradient_checkpointing is False
+    assert fitted(monkeypatch, 10.5).gradient_checkpointing is True
+    assert fitted(monkeypatch, 74, gradient_checkpointing=True).gradient_checkpointing is True
+    assert fitted(monkeypatch, 10.5).row_tokens == TrainingSettings().row_tokens
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_shrink_to_what_fits_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room = fitted(monkeypatch, 3).row_tokens
+    assert 900 <= room < 6_000
+    line = (
+        f"training.row_tokens: {room} in place of 6000; the 3.0 GB left beside the student hold {room} tokens at once"
+    )
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_a_chain_that_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"longest chain has 9000 tokens.* 3.0 GB .*: try a smaller training.lora_rank"
+    ):
+        fitted(monkeypatch, 3, 9_000)
+    with pytest.raises(ValueError, match=r"try training.gradient_checkpointing=auto"):
+        fitted(monkeypatch, 8, 3_000, gradient_checkpointing=False)
+
+
+def test_weights_that_do_not_fit_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "available_bytes", lambda device: GB // 10)
+    with pytest.raises(ModelError, match=r"weights take 0.3 GB and 0.1 GB are free on cpu: set four_bit to true"):
+        load_student(StudentSettings(dtype="bfloat16"))
+
+
+def test_a_model_of_another_family_is_said_to_be_one() -> None:
+    with pytest.raises(ValueError, match="GPT2Config is no decoder like Llama"):
+        Shape.of(GPT2Config())
+
+
+def test_a_cpu_has_no_limit() -> None:
+    assert available_bytes(torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: benchmarks/gpu.py measures the same")
+def test_a_gpu_takes_the_memory_that_was_told() -> None:
+    shape = Shape(4, 2048, 16, 4, 7168, 32_000)
+    model = student_of(shape, 16, True).to("cuda")
+    sequences = block(shape.vocabulary, chains=8, prompt=600, completion=250)
+
+    def step() -> int:
+        with tree_attention_in(model), disable_input_dtype_casting(model):
+            with torch.autocast("cuda", torch.bfloat16):
+                log_probs, tokens, _ = batch_log_probs(model, sequences, 10**6)
+            log_probs.sum().backward()
+        return tokens
+
+    step()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    tokens = step()
+    told = TrainingMemory(shape, False, 16, True)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert told.row(tokens) + told.width * told.trainable == pytest.approx(peak, rel=0.1)
