@@ -67,8 +67,9 @@ class _Row:
 class _Chunks:
     """Rows that feed several tokens, of similar lengths, padded to the longest.
 
-    `rows`: (c,), their cache rows. `tokens`: (c, length), places in the packed row. `real`: the same shape, False at
-    padding. `visible`: (c, length, slots), what each token sees of its own cache row.
+    `rows`: (c,), their cache rows. `tokens`: (c, length), places in the packed row; padding repeats the last. `real`:
+    (t,), which of the c * length tokens are no padding (as indices: a GPU would wait at a mask, once a layer).
+    `visible`: (c, length, slots), what each token sees of its own cache row.
     """
 
     rows: Tensor
@@ -174,7 +175,7 @@ def shared_prefix_attention(
         own = [buffer[chunk.rows] for buffer in layer.buffers]
         far = _far(plan, chunk.tokens, layer.prefix, sliding_window)
         attended = _attend(query[:, :, chunk.tokens], own, layer.prefix, chunk.visible, far)
-        output[chunk.tokens[chunk.real]] = attended[chunk.real]
+        output[chunk.tokens.flatten()[chunk.real]] = attended.flatten(0, 1)[chunk.real]
     return output[None], None
 
 
@@ -283,12 +284,13 @@ class _Batch:
             yield self._padded(group)
 
     def _padded(self, group: list[tuple[int, int, int, int]]) -> _Chunks:
-        lengths, rows, starts, cached = torch.tensor(group, device=self.model.device).T
-        place = torch.arange(int(lengths.max()), device=self.model.device)[None]
-        real = place < lengths[:, None]
-        seen = cached[:, None] + place
-        slots = torch.arange(self.slots, device=self.model.device)
+        lengths, rows, starts, cached = torch.tensor(group).T
+        place = torch.arange(int(lengths.max()))[None]
+        real = (place < lengths[:, None]).flatten().nonzero()[:, 0]
+        seen = (cached[:, None] + place).to(self.model.device)
         tokens = starts[:, None] + place.minimum(lengths[:, None] - 1)
+        slots = torch.arange(self.slots, device=self.model.device)
+        rows, tokens, real = (x.to(self.model.device) for x in (rows, tokens, real))
         return _Chunks(rows, tokens, real, slots <= seen[:, :, None])
 
 
