@@ -1,4 +1,4 @@
-"""How much memory a training takes, told before it takes it.
+"""How much memory a training, and a rollout, takes, told before it takes it.
 
 Counts the tensors that are alive at the peak of a step of grouped DPO on LoRA adapters, for decoders of the Llama
 family (Llama, Mistral, Qwen2, Phi-3, SmolLM2). The tests hold the count against what torch allocates on a CPU; what an
@@ -75,6 +75,20 @@ class TrainingMemory:
         """How many tokens a row may have with `available` bytes besides the frozen weights; 0 if none fits."""
         room = int(available * (1 - MARGIN)) - self.fixed()
         return bisect_right(range(1, _LONGEST + 1), room, key=self.row)
+
+
+def cache_bytes(shape: Shape, tokens: int, width: int = 2) -> int:
+    """Keys and values of one chain of `tokens` in all layers."""
+    return 2 * shape.layers * shape.kv_width * tokens * width
+
+
+def places(shape: Shape, tokens: int, available: int, width: int = 2) -> int:
+    """How many chains of up to `tokens` can advance together with `available` bytes besides the weights; at least 1.
+
+    As much again as one layer's cache is there while it grows.
+    """
+    each = cache_bytes(shape, tokens, width) * (shape.layers + 1) / shape.layers
+    return max(1, int(available * (1 - MARGIN) / each))
 
 
 def available_bytes(device: torch.device) -> int | None:

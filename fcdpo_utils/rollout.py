@@ -25,12 +25,15 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fcdpo_utils.agent import CallFormat, Chain, Episode, prompt
 from fcdpo_utils.functions import Toolset
+from fcdpo_utils.memory import available_bytes, places
+from fcdpo_utils.students import Shape
 from fcdpo_utils.tokens import encode_text, render
 from fcdpo_utils.tool_calls import read_message
 from fcdpo_utils.trees import attention_in, refuse_other_attention, too_far
 
 ATTENTION = "shared_prefix"
 _GROWTH = 64  # cache positions allocated at a time; products with a part of a buffer would copy it
+_RESULT_TOKENS = 32  # of a function's result and the template around it, for an estimate
 _PAIRS = 1 << 20  # of a query with a key, in one padded group of chunks: bounds its memory
 
 
@@ -348,7 +351,10 @@ def _run(
         row.pending, row.episode.usage.read = ids[shared:], len(ids)
         return row
 
-    started = [start() for _ in range(min(sampling.batch_size, len(rows))) if admit()]
+    longest = max(map(len, prompts.values())) - shared
+    longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + _RESULT_TOKENS)
+    together = min(_places(model, longest, sampling.batch_size), len(rows))
+    started = [start() for _ in range(together) if admit()]
     if not started:
         return
     batch = _Batch(model, started, next(iter(prompts.values()))[:shared])
@@ -365,6 +371,17 @@ def _run(
             if row.episode.finished and waiting and admit():
                 batch.rows[index] = start()
         batch.drop_finished()
+
+
+def _places(model: PreTrainedModel, longest: int, wanted: int) -> int:
+    """How many chains advance together: as many as wanted, fewer where a GPU has no room for so many long ones."""
+    available = available_bytes(model.device)
+    if available is None:
+        return wanted
+    found = places(Shape.of(model.config), longest, available, model.dtype.itemsize)
+    if found < wanted:
+        print(f"{found} chains at a time in place of {wanted}: {available / 1e9:.1f} GB are left", flush=True)
+    return min(found, wanted)
 
 
 def _choose(logits: Tensor, rows: list[_Row], sampling: Sampling) -> list[int]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from fcdpo_utils import dpo, models
 from fcdpo_utils.dpo import batch_log_probs, fit_to_device, float32_adapters, lora_config
-from fcdpo_utils.memory import MARGIN, TrainingMemory, available_bytes
+from fcdpo_utils.memory import MARGIN, TrainingMemory, available_bytes, cache_bytes, places
 from fcdpo_utils.models import ModelError, four_bit, load_student
 from fcdpo_utils.profiles import StudentSettings, TrainingSettings
 from fcdpo_utils.students import STUDENTS, Shape
@@ -147,6 +147,14 @@ def test_a_block_of_eight_and_eight_chains_of_mistral_fits_a_t4() -> None:
 
 def test_nothing_fits_where_the_adapters_do_not() -> None:
     assert TrainingMemory(MISTRAL, True, 16, True).longest_row(GB // 2) == 0
+
+
+def test_a_cache_holds_keys_and_values_of_all_layers() -> None:
+    assert cache_bytes(MISTRAL, 1) == 2 * 32 * 8 * 128 * 2
+    for room in (5 * GB, 10 * GB):
+        found = places(MISTRAL, 2_000, room)
+        assert found * cache_bytes(MISTRAL, 2_000) < (1 - MARGIN) * room < (found + 2) * cache_bytes(MISTRAL, 2_000)
+    assert places(MISTRAL, 10**6, GB) == 1
 
 
 # Keeping to it

@@ -7,6 +7,7 @@ import torch
 from templates import FAMILIES, Family
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from fcdpo_utils import rollout as rollout_module
 from fcdpo_utils.agent import Chain, Episode, Limits, prompt
 from fcdpo_utils.models import embedded_student
 from fcdpo_utils.rollout import Sampling, rollout
@@ -48,6 +49,24 @@ def by_generate(
 @pytest.fixture(scope="module")
 def student() -> LlamaForCausalLM:
     return AutoModelForCausalLM.from_pretrained(embedded_student(), dtype=torch.float32).eval()
+
+
+def test_fewer_chains_advance_together_where_memory_is_short(
+    tiny_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chosen = problems(5)
+    expected = rollout(tiny_model, tokenizer, episodes(chosen), Sampling(turn_tokens=8))
+    assert capsys.readouterr().out == ""
+    widths = []
+    choose = rollout_module._choose
+    monkeypatch.setattr(rollout_module, "_choose", lambda x, rows, s: widths.append(len(rows)) or choose(x, rows, s))
+    monkeypatch.setattr(rollout_module, "available_bytes", lambda device: 500_000)
+    assert rollout(tiny_model, tokenizer, episodes(chosen), Sampling(turn_tokens=8)) == expected
+    found = max(widths)
+    assert 1 <= found < 5 and capsys.readouterr().out == f"{found} chains at a time in place of 64: 0.0 GB are left\n"
 
 
 @pytest.mark.slow

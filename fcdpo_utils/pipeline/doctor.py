@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from fcdpo_utils.pipeline import manifest
-from fcdpo_utils.profiles import PROFILES, load_settings
+from fcdpo_utils.profiles import PROFILES, Settings, load_settings
 from fcdpo_utils.provenance import ROOT, machine
 
 DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
@@ -100,9 +100,25 @@ def _profile(name: str) -> Finding:
     if settings.teacher.kind == "server":
         needs.append(f"a server of {settings.teacher.model}")
     if settings.student.four_bit:
-        needs.append(f"a CUDA GPU, {settings.student.source} from the hub")
+        needs.append(f"a CUDA GPU{_memory(settings)}, {settings.student.source} from the hub")
     time = f"about {sum(settings.expected_minutes):.0f} min"
     return Finding(f"profile {name}", f"{time}; needs " + "; ".join(needs) if needs else f"{time} on two cores")
+
+
+def _memory(settings: Settings) -> str:
+    """What the memory model tells of training a known student in 4 bits, in words; nothing for another student."""
+    from fcdpo_utils.memory import MARGIN, TrainingMemory
+    from fcdpo_utils.students import STUDENTS
+
+    shape = next((known.shape for known in STUDENTS.values() if known.source == settings.student.source), None)
+    if shape is None:
+        return ""
+    rank, tokens = settings.training.lora_rank, settings.training.row_tokens
+    least, most = (
+        TrainingMemory(shape, True, rank, checkpointing).total(tokens) / (1 - MARGIN) / 1e9
+        for checkpointing in (True, False)
+    )
+    return f" of {least:.0f} GB (layers not checkpointed from {most:.0f} GB on)"
 
 
 def table(findings: list[Finding]) -> str:
