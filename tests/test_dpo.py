@@ -13,6 +13,7 @@ from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -34,6 +35,7 @@ from fcdpo_utils.dpo import (
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import Settings, load_settings
 from fcdpo_utils.tokens import Tokens
+from fcdpo_utils.trees import tree_attention_in
 
 REWARDS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
 
@@ -407,6 +409,34 @@ def test_gradient_checkpointing_changes_memory_only(
         rows[flag] = [row["loss"] for row in curve(trainer)]
         student = trainer.model.unload()
     assert rows["true"] == pytest.approx(rows["false"], rel=1e-5) and rows["true"][-1] < rows["true"][0]
+
+
+@pytest.mark.parametrize(("dtype", "scale", "tolerance"), [(torch.float16, 2.0**10, 0.01), (torch.bfloat16, 1, 0.05)])
+def test_mixed_precision_gives_the_gradients_of_float32(
+    student: LlamaForCausalLM, dtype: torch.dtype, scale: float, tolerance: float
+) -> None:
+    """bf16, and what a T4 has in its place: fp16 with a scaled loss, as its gradient scaler does."""
+    gradients = {}
+    state = {name: weight.to(dtype) for name, weight in student.state_dict().items()}  # the same rounded weights
+    for kind in (torch.float32, dtype):
+        model = type(student)(student.config).to(kind)
+        model.load_state_dict(state)
+        torch.manual_seed(0)
+        model = get_peft_model(model, lora_config(settings_of().training))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:  # zero in a fresh adapter, and then A has no gradient
+                torch.nn.init.normal_(weight, std=0.02)
+        float32_adapters(model)
+        with tree_attention_in(model), disable_input_dtype_casting(model):
+            with torch.autocast("cpu", dtype, enabled=kind == dtype):
+                rewards = 0.1 * batch_log_probs(model, TOKENS[:4], 10**6)[0]
+            loss = grouped_dpo_loss(rewards[:2], rewards[2:])
+            (loss * (scale if kind == dtype else 1)).backward()
+        parts = [p.grad.flatten() / (scale if kind == dtype else 1) for p in model.parameters() if p.requires_grad]
+        gradients[kind] = torch.cat(parts)
+        assert gradients[kind].dtype == torch.float32
+    error = (gradients[dtype] - gradients[torch.float32]).norm() / gradients[torch.float32].norm()
+    assert error < tolerance
 
 
 def test_the_adapter_loads_in_plain_peft(
