@@ -1,13 +1,14 @@
 """What this project does on a CUDA machine, at Mistral-7B's shape with random weights: nothing is downloaded.
 
     python benchmarks/gpu.py                               all of it, into benchmarks/results/<device>.json
-    python benchmarks/gpu.py --cap-gb 15                   with so much of the GPU's memory: what a T4 leaves
+    python benchmarks/gpu.py --cap-gb 15 --half float16    with so much of the GPU's memory and in fp16, as on a T4
     python benchmarks/gpu.py --only training rollouts      some parts; the others stay in the file
     python benchmarks/gpu.py --tiny --json FILE            a rehearsal on any machine, with two narrow layers
 
 hardware: what copies and matrix products reach. training: DPO on all pairs of blocks of 8 x 8 chains (a prompt of 600
 tokens, completions of 250), ours against TRL, and what the memory model told. rollouts: chains of ten turns of 32
-tokens, ours against microchain's Agent and against `generate` on the whole batch. pipeline: the demo's profile.
+tokens, ours against microchain's Agent and against `generate` on the whole batch. pipeline: the demo's profile. What
+fails is recorded as failed, with its reason, and loses nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -31,7 +32,8 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
-from dpo import CUDA, matmul_peak, measured, run_ours, run_trl, useful_flops
+from dpo import CUDA, measured, run_ours, run_trl, useful_flops
+from peft.tuners.tuners_utils import BaseTunerLayer
 from rollouts import TASK, microchain_chain, ours
 from safetensors.torch import save_file
 from transformers import (
@@ -48,23 +50,33 @@ from fcdpo_utils.dpo import fit_to_device
 from fcdpo_utils.memory import TrainingMemory
 from fcdpo_utils.models import embedded_student, four_bit, free_memory, quiet
 from fcdpo_utils.preferences import Block
-from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.profiles import Settings, load_settings
 from fcdpo_utils.provenance import ROOT, commit
+from fcdpo_utils.rollout import Chat
 from fcdpo_utils.students import STUDENTS, Shape
 from fcdpo_utils.tasks import Problem
 from fcdpo_utils.tokens import Tokens, encode_text, render
 
 DEVICE = "cuda" if CUDA else "cpu"
-HALF = torch.float16 if CUDA and torch.cuda.get_device_capability()[0] < 8 else torch.bfloat16
 CHAINS = 8  # correct ones of a prompt, and as many incorrect ones
 TURNS, TURN_TOKENS = 10, 32  # microchain gives up after ten tries
 TRL_BATCHES = (1, 2, 4)  # pairs passed together
+REFUSED = "Error: this is not a function call"  # about as long as what a refused turn is told
+
+
+def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one measurement, or why it failed."""
+    try:
+        return work()
+    except (RuntimeError, ValueError) as error:  # out of memory is a RuntimeError
+        free_memory()
+        return {"failed": f"{type(error).__name__}: {(str(error) or '?').splitlines()[0][:200]}"}
 
 
 # ---- the model
 
 
-def random_student(shape: Shape, vocabulary: int, folder: Path, quantised: bool) -> PreTrainedModel:
+def random_student(shape: Shape, vocabulary: int, folder: Path, half: torch.dtype, quantised: bool) -> PreTrainedModel:
     """Mistral's architecture with random weights, in NF4 or 16 bits.
 
     Written to `folder` one layer at a time and loaded from there, as real weights are: no moment needs all of them in
@@ -78,15 +90,15 @@ def random_student(shape: Shape, vocabulary: int, folder: Path, quantised: bool)
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         sliding_window=None,
-        dtype=HALF,
+        dtype=half,
     )
     if not (folder / "config.json").exists():
-        _write_weights(config, folder)
-    options = {"quantization_config": four_bit(HALF)} if quantised else {}
-    return MistralForCausalLM.from_pretrained(folder, dtype=HALF, device_map=DEVICE, **options)
+        _write_weights(config, folder, half)
+    options = {"quantization_config": four_bit(half)} if quantised else {}
+    return MistralForCausalLM.from_pretrained(folder, dtype=half, device_map=DEVICE, **options)
 
 
-def _write_weights(config: MistralConfig, folder: Path) -> None:
+def _write_weights(config: MistralConfig, folder: Path, half: torch.dtype) -> None:
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in MistralForCausalLM(config).state_dict().items()}
     files: dict[str, dict[str, torch.Size]] = {}
@@ -96,9 +108,9 @@ def _write_weights(config: MistralConfig, folder: Path) -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
     for file, weights in files.items():
         tensors = {
-            name: torch.empty(size, dtype=HALF, device=DEVICE).normal_(0, 0.02, generator=generator).cpu()
+            name: torch.empty(size, dtype=half, device=DEVICE).normal_(0, 0.02, generator=generator).cpu()
             if len(size) > 1
-            else torch.ones(size, dtype=HALF)
+            else torch.ones(size, dtype=half)
             for name, size in weights.items()
         }
         save_file(tensors, folder / file, metadata={"format": "pt"})
@@ -112,12 +124,36 @@ def _write_weights(config: MistralConfig, folder: Path) -> None:
 
 def hardware() -> dict[str, Any]:
     """What the machine reaches: copies of large blocks, and large matrix products."""
-    block = torch.empty((1 << 30) if CUDA else (1 << 26), dtype=torch.uint8, device=DEVICE)
-    seconds = min(measured(block.clone)[0] for _ in range(5))
-    report = {"copy_gb_per_second": round(2 * block.nbytes / seconds / 1e9, 1)}  # read and written
-    for dtype in dict.fromkeys((HALF, torch.float16) if CUDA else (HALF,)):
-        report[f"{str(dtype).removeprefix('torch.')}_tflops"] = round(matmul_peak(dtype) / 1e12, 2)
+    source = torch.ones((1 << 30) if CUDA else (1 << 26), dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    rate = repeats_per_second(lambda: target.copy_(source))
+    report = {"copy_gb_per_second": round(2 * source.nbytes * rate / 1e9, 1)}  # read and written
+    for half in (torch.float16, torch.bfloat16) if CUDA else (torch.bfloat16,):
+        report[f"{str(half).removeprefix('torch.')}_tflops"] = round(product_flops(half) / 1e12, 2)
     return report
+
+
+def product_flops(half: torch.dtype) -> float:
+    """FLOP/s of large matrix products."""
+    size = 8192 if CUDA else 1024
+    a, out = (torch.ones(size, size, dtype=half, device=DEVICE) for _ in range(2))
+    return 2 * size**3 * repeats_per_second(lambda: torch.mm(a, a, out=out))
+
+
+def repeats_per_second(work: Callable[[], Any], repeats: int = 20) -> float:
+    for _ in range(3):
+        work()
+    _wait()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait()
+    return repeats / (time.perf_counter() - started)
+
+
+def _wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
 
 
 def random_blocks(count: int, vocabulary: int, prompt_tokens: int, completion_tokens: int) -> tuple[list, list]:
@@ -139,87 +175,134 @@ def random_blocks(count: int, vocabulary: int, prompt_tokens: int, completion_to
 def training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: bool) -> dict[str, Any]:
     """An epoch on all pairs of some blocks: ours, and TRL with precomputed references on a sample of the pairs.
 
-    Each time includes building the trainer and the references. TRL's other pairs cost as much as those of the sample.
+    Building a trainer takes seconds, and that of one block or a few pairs is subtracted: `pairs_per_second` is what
+    a long run does. `seconds` is the whole of ours.
     """
-    count, sizes = (2, (60, 50)) if tiny else (8, (600, 250))
+    count, sizes = (3, (60, 50)) if tiny else (8, (600, 250))
     tokens, blocks = random_blocks(count, model.config.vocab_size, *sizes)
     settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
     pairs = [pair for block in blocks for pair in product(block.chosen, block.rejected)]
+    report: dict[str, Any] = {"pairs": len(pairs)}
+    report |= attempt(lambda: _ours(model, tokenizer, tokens, blocks, settings))
     sample = random.Random(0).sample(pairs, 8 if tiny else 32)
-    resolved = fit_to_device(model, sum(sizes), settings.training)
-    peak = matmul_peak(HALF)
-    run_ours(model, tokenizer, tokens, blocks[:1], settings).model.unload()  # warm up
-    seconds, memory, trainer = measured(partial(run_ours, model, tokenizer, tokens, blocks, settings))
-    passed = int(trainer._total_train_tokens)
-    trainer.model.unload()
-    told = TrainingMemory(
-        Shape.of(model.config), True, settings.training.lora_rank, bool(resolved.gradient_checkpointing), HALF.itemsize
-    )
-    scored = sum(map(sum, (sequence.policy for sequence in tokens)))
-    report = {
-        "pairs": len(pairs),
-        "gradient_checkpointing": resolved.gradient_checkpointing,
-        "row_tokens": resolved.row_tokens,
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(passed / seconds),
-        "pairs_per_second": round(len(pairs) / seconds, 2),
-        "share_of_peak": round(useful_flops(model, passed, scored) / seconds / peak, 3),
-        "peak_gb": round(memory / 1e9, 2),
-        "told_gb": round(told.total(min(passed // count, resolved.row_tokens)) / 1e9, 2),
-    }
-    fixed = settings.model_copy(update={"training": resolved})
-    for batch in TRL_BATCHES:
-        trl = partial(run_trl, model, tokenizer, tokens, settings=fixed, precompute=True, batch=batch)
-        try:
-            once, _, trainer = measured(partial(trl, pairs=sample[:batch]))
-            trainer.model.unload()
-            took, memory, trainer = measured(partial(trl, pairs=sample))
-            trainer.model.unload()
-        except torch.OutOfMemoryError:
-            report[f"trl_batch_{batch}"] = "out of memory"
-            break  # its adapters stay on the model, which is not used any more
-        total = took + (took - once) / (len(sample) - batch) * (len(pairs) - len(sample))
-        if total < report.get("trl_seconds", float("inf")):  # TRL gets the batch that suits it best
-            report |= {"trl_seconds": round(total, 2), "trl_batch": batch, "trl_peak_gb": round(memory / 1e9, 2)}
-            report |= {"ratio_to_trl": round(total / seconds, 1)}
+    trials = []
+    for checkpointing, batch in list(product((False, True), TRL_BATCHES))[: 2 if tiny else None]:
+        model.gradient_checkpointing_disable()  # a trainer leaves it on
+        change = {"gradient_checkpointing": checkpointing}
+        own = settings.model_copy(update={"training": settings.training.model_copy(update=change)})
+        run = partial(run_trl, model, tokenizer, tokens, settings=own, precompute=True, batch=batch)
+        trials.append({**change, "batch": batch, **attempt(partial(_trl, run, sample, batch))})
+        if "failed" in trials[-1]:
+            _drop_adapters(model)
+    report["trl"] = trials
+    rates = [trial["pairs_per_second"] for trial in trials if "failed" not in trial]
+    if rates and "failed" not in report:  # TRL gets what suits it best
+        report["ratio_to_trl"] = round(report["pairs_per_second"] / max(rates), 1)
     return report
 
 
+def _ours(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: list[Tokens],
+    blocks: list[Block],
+    settings: Settings,
+) -> dict[str, Any]:
+    half, count = model.dtype, len(blocks)
+    fitted = fit_to_device(model, max(len(sequence.ids) for sequence in tokens), settings.training)
+    run = partial(run_ours, model, tokenizer, tokens, settings=settings)
+    run(blocks=blocks[:1]).model.unload()  # warm up
+    once, _, trainer = measured(partial(run, blocks=blocks[:1]))
+    trainer.model.unload()
+    del trainer
+    seconds, memory, trainer = measured(partial(run, blocks=blocks))
+    passed = int(trainer._total_train_tokens)
+    trainer.model.unload()
+    each = (seconds - once) / (count - 1)  # a block
+    checkpointing = bool(fitted.gradient_checkpointing)
+    told = TrainingMemory(Shape.of(model.config), True, fitted.lora_rank, checkpointing, half.itemsize)
+    scored = sum(map(sum, (sequence.policy for sequence in tokens)))
+    flops = useful_flops(model, passed, scored) / count
+    row = min(passed // count, fitted.row_tokens)
+    return {
+        "gradient_checkpointing": checkpointing,
+        "row_tokens": fitted.row_tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(passed / count / each),
+        "pairs_per_second": round(CHAINS * CHAINS / each, 2),
+        "share_of_peak": round(flops / each / product_flops(half), 3),
+        "peak_gb": round(memory / 1e9, 2),
+        "told_gb": round(told.total(row) / 1e9, 2),
+    }
+
+
+def _trl(run: Callable[..., Any], sample: list[tuple[int, int]], batch: int) -> dict[str, Any]:
+    run(pairs=sample[:batch]).model.unload()  # warm up
+    once, _, trainer = measured(partial(run, pairs=sample[:batch]))
+    trainer.model.unload()
+    del trainer
+    seconds, memory, trainer = measured(partial(run, pairs=sample))
+    trainer.model.unload()
+    if seconds <= once:
+        raise ValueError("too short to be measured")
+    rate = (len(sample) - batch) / (seconds - once)
+    return {"pairs_per_second": round(rate, 2), "peak_gb": round(memory / 1e9, 2)}
+
+
+def _drop_adapters(model: PreTrainedModel) -> None:
+    """What a training that failed has left in the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(parent, name, child.get_base_layer())
+    free_memory()
+
+
 def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: bool) -> dict[str, Any]:
-    """Chains per second. Random weights write no calls, so every chain is ten refused turns, for all three alike."""
+    """Chains per second. Random weights write no calls, so a chain is ten refused turns of 32 tokens for all three.
+
+    microchain's chats are a little shorter: of a reply that it cannot read it keeps nothing.
+    """
     batch = 4 if tiny else 64
     problems = TASK.generate(batch, "test", 0, levels=(2, 3, 4, 5))
     few, limits = problems[: 1 if tiny else 2], Limits(TURNS, TURNS)
     work: dict[str, tuple[list[Problem], Callable[[], Any]]] = {
         "ours": (problems, lambda: ours(model, tokenizer, problems, batch, limits)),
-        "generate_batch": (problems, lambda: generate_loop(model, tokenizer, problems)),
         "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
+        "generate": (problems, lambda: generate_loop(model, tokenizer, problems)),
     }
     report: dict[str, Any] = {"batch": batch}
     with torch.inference_mode():
-        ours(model, tokenizer, few, 1, limits)  # warm up
         for name, (asked, run) in work.items():
-            with contextlib.redirect_stdout(io.StringIO()):
-                seconds, memory, _ = measured(run)
-            report[f"{name}_chains_per_second"] = round(len(asked) / seconds, 3)
-            report[f"{name}_peak_gb"] = round(memory / 1e9, 2)
-    report["ratio_to_microchain"] = round(report["ours_chains_per_second"] / report["microchain_chains_per_second"], 1)
-    report["ratio_to_generate"] = round(
-        report["ours_chains_per_second"] / report["generate_batch_chains_per_second"], 1
-    )
+            report[name] = attempt(partial(_rate, run, len(asked)))
+    for name in ("microchain", "generate"):
+        if "failed" not in report["ours"] and "failed" not in report[name]:
+            ratio = report["ours"]["chains_per_second"] / report[name]["chains_per_second"]
+            report[f"ratio_to_{name}"] = round(ratio, 1)
     return report
+
+
+def _rate(run: Callable[[], Any], chains: int) -> dict[str, Any]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        run()  # warm up
+        seconds, memory, _ = measured(run)
+    fewer = [line for line in said.getvalue().splitlines() if "chains at a time" in line]
+    figures = {"chains_per_second": round(chains / seconds, 3), "peak_gb": round(memory / 1e9, 2)}
+    return figures | ({"said": fewer[-1]} if fewer else {})
 
 
 def generate_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> None:
     """transformers' `generate` on the whole batch, turn by turn, each time with the whole chats."""
     chats = [encode_text(tokenizer, render(tokenizer, prompt(TASK, problem), True)) for problem in problems]
+    between = Chat(tokenizer, "python", TASK.toolset(None)).between_turns(REFUSED)
     for _ in range(TURNS):
         longest = max(map(len, chats))
         ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(chat)) + chat for chat in chats], device=DEVICE)
         mask = torch.tensor([[0] * (longest - len(chat)) + [1] * len(chat) for chat in chats], device=DEVICE)
         options = {"max_new_tokens": TURN_TOKENS, "min_new_tokens": TURN_TOKENS, "do_sample": False}
         replies = model.generate(ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
-        chats = [chat + reply for chat, reply in zip(chats, replies[:, longest:].tolist(), strict=True)]
+        chats = [chat + reply + between for chat, reply in zip(chats, replies[:, longest:].tolist(), strict=True)]
 
 
 def pipeline(tiny: bool) -> dict[str, Any]:
@@ -232,13 +315,14 @@ def pipeline(tiny: bool) -> dict[str, Any]:
         done = subprocess.run([*command, "run", "--profile", profile, "--run-dir", run_dir], cwd=ROOT, check=False)
         seconds = time.perf_counter() - started
         if done.returncode:
-            return {"failed": f"fcdpo run ended with {done.returncode}"}
+            raise RuntimeError(f"fcdpo run ended with {done.returncode}")
         check = subprocess.run([*command, "check", run_dir], cwd=ROOT, capture_output=True, text=True, check=False)
         metrics = store.read_json(Path(run_dir) / "metrics.json")
     return {
         "profile": profile,
         "seconds": round(seconds, 1),
         "within_baseline": check.returncode == 0,
+        "check": check.stdout.splitlines() if check.returncode else [],
         "stages": metrics["stages"],
         "sound_after": {name: task["after"]["sound"] for name, task in metrics["tasks"].items()},
     }
@@ -249,17 +333,19 @@ def pipeline(tiny: bool) -> dict[str, Any]:
 PARTS = ("hardware", "training", "rollouts", "pipeline")
 
 
-def device_name(cap_gb: float | None) -> str:
+def device_name(options: argparse.Namespace) -> str:
     if not CUDA:
         return f"{torch.get_num_threads()} CPU cores"
-    capped = f", {cap_gb:g} GB of it" if cap_gb else ""
-    return torch.cuda.get_device_name() + capped
+    capped = f" {options.cap_gb:g} GB of it" if options.cap_gb else ""
+    return f"{torch.cuda.get_device_name()}{capped} {options.half}"
 
 
 def main() -> None:
+    old = CUDA and torch.cuda.get_device_capability()[0] < 8
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--cap-gb", type=float, help="use so much of the GPU's memory (1e9 bytes)")
+    parser.add_argument("--half", choices=("bfloat16", "float16"), default="float16" if old else "bfloat16")
     parser.add_argument("--tiny", action="store_true", help="two narrow layers; any machine")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -270,48 +356,45 @@ def main() -> None:
         torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
     warnings.simplefilter("ignore")
     disable_progress_bars()
-    name = device_name(options.cap_gb)
+    name = device_name(options)
     path = options.json or ROOT / "benchmarks" / "results" / f"{store.slug(name)}.json"
     report = store.read_json(path) if path.exists() else {}
-    report |= {"device": name, "torch": torch.__version__, "commit": commit()}
+    report["device"] = name
+    made_by = {"commit": commit(), "torch": torch.__version__}  # of this part: others may be older
     for part, result in _results(options):
-        report[part] = result
+        report[part] = result | made_by
         print(json.dumps({part: result}), flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         store.write_json(path, report)
 
 
-def _results(options: argparse.Namespace) -> Any:
-    """(part, figures) of the parts asked for, one after the other: what was measured survives what fails later."""
+def _results(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(part, figures) of the parts asked for, one after the other."""
     if "hardware" in options.only:
-        yield "hardware", hardware()
+        yield "hardware", attempt(hardware)
     if {"training", "rollouts"} & {*options.only}:
         shape = Shape(2, 64, 4, 2, 256, 0) if options.tiny else STUDENTS["mistral-7b"].shape
         tokenizer = AutoTokenizer.from_pretrained(embedded_student())
         folder = Path(tempfile.mkdtemp())
+        student = partial(random_student, shape, len(tokenizer), folder, getattr(torch, options.half))
+        parts = [("training", training, True)] if "training" in options.only else []
+        if "rollouts" in options.only:
+            parts += [("rollouts_nf4", rollouts, True), ("rollouts_16_bit", rollouts, False)]
         try:
-            yield from _model_results(options, partial(random_student, shape, len(tokenizer), folder), tokenizer)
+            for name, part, quantised in parts:
+                with quiet():
+                    yield name, attempt(partial(_on_student, part, student, quantised, tokenizer, options.tiny))
+                free_memory()
         finally:
             shutil.rmtree(folder)
-    if "pipeline" in options.only:
-        yield "pipeline", pipeline(options.tiny)
+    if "pipeline" in options.only and not options.cap_gb:  # the cap is this process's own
+        yield "pipeline", attempt(partial(pipeline, options.tiny))
 
 
-def _model_results(
-    options: argparse.Namespace, student: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase
-) -> Any:
-    with quiet():
-        if "training" in options.only:
-            yield "training", training(student(quantised=True), tokenizer, options.tiny)
-            free_memory()
-        if "rollouts" not in options.only:
-            return
-        for name, quantised in (("rollouts_nf4", True), ("rollouts_16_bit", False)):
-            try:
-                yield name, rollouts(student(quantised=quantised), tokenizer, options.tiny)
-            except torch.OutOfMemoryError:
-                yield name, {"failed": "out of memory"}
-            free_memory()
+def _on_student(
+    part: Callable[..., dict[str, Any]], student: Callable[..., PreTrainedModel], quantised: bool, *others: Any
+) -> dict[str, Any]:
+    return part(student(quantised=quantised), *others)
 
 
 if __name__ == "__main__":

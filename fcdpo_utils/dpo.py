@@ -418,7 +418,7 @@ def pair_dataset(tokens: Sequence[Tokens], pairs: Sequence[tuple[int, int]]) -> 
 def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: torch.dtype) -> DPOConfig:
     """TRL's configuration for these settings; mixed precision only where the device profits from it."""
     training, cuda = settings.training, torch.cuda.is_available()
-    return DPOConfig(
+    args = DPOConfig(
         output_dir=str(output_dir),
         learning_rate=training.learning_rate,
         adam_beta2=0.99,  # runs of a few hundred steps: the default 0.999 would remember the first gradients throughout
@@ -444,18 +444,22 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         disable_tqdm=True,
         remove_unused_columns=training.trainer == "stock",
     )
+    args._n_gpu = min(args.n_gpu, 1)  # the student is on one; TRL refuses to see two, as on Kaggle's 2xT4
+    return args
 
 
 def fit_to_device(model: PreTrainedModel | PeftModel, longest: int, training: TrainingSettings) -> TrainingSettings:
     """`training` with rows, and with the checkpointing that "auto" stands for, that fit the memory beside `model`.
 
     `longest`: tokens of the longest chat, which is never split. Says in one line where rows become shorter than asked.
-    Raises ValueError where the longest chat does not fit.
+    Raises ValueError where the longest chat does not fit. What TRL's own trainer takes, and students of other families,
+    nobody tells: on a GPU "auto" then checkpoints.
     """
     asked, available = training.gradient_checkpointing, available_bytes(model.device)
-    if available is None:
-        return training.model_copy(update={"gradient_checkpointing": asked is True})
     shape, four_bit = Shape.of(model.config), bool(getattr(model, "is_loaded_in_4bit", False))
+    if available is None or shape is None or training.trainer == "stock":
+        on_a_gpu = available is not None
+        return training.model_copy(update={"gradient_checkpointing": on_a_gpu if asked == "auto" else asked})
     wanted, room, checkpointing = max(training.row_tokens, longest), 0, False
     for checkpointing in (False, True) if asked == "auto" else (asked,):
         memory = TrainingMemory(shape, four_bit, training.lora_rank, checkpointing, model.dtype.itemsize)
@@ -500,7 +504,8 @@ def build_trainer(
     which is trained further. grouped trains on `blocks`, stock on the expanded `pairs`. Reference log-probabilities of
     the grouped trainer come from, and go to, the file `cache`.
     """
-    training = fit_to_device(model, max(len(sequence.ids) for sequence in blocks.tokens), settings.training)
+    used = blocks.used_completions(math.ceil(settings.training.epochs))
+    training = fit_to_device(model, max(len(blocks.tokens[index].ids) for index in used), settings.training)
     settings = settings.model_copy(update={"training": training})
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
     processes = PartialState()
@@ -518,7 +523,6 @@ def build_trainer(
         collator = PolicyMaskCollator(pad_token_id=tokenizer.pad_token_id)
         trainer = StockDPOTrainer(train_dataset=pair_dataset(blocks.tokens, pairs), data_collator=collator, **common)
     else:
-        used = blocks.used_completions(math.ceil(training.epochs))
         sequences = [blocks.tokens[index] for index in used]
         with processes.main_process_first(), _as_in_training(model):  # the others read what it has stored
             reference_cache = ReferenceCache(cache, model_digest(model))

@@ -2,7 +2,8 @@
 
 Counts the tensors that are alive at the peak of a step of grouped DPO on LoRA adapters, for decoders of the Llama
 family (Llama, Mistral, Qwen2, Phi-3, SmolLM2). The tests hold the count against what torch allocates on a CPU; what an
-allocator and a GPU's libraries need besides is a share of the free memory that is left alone. Knows shapes only.
+allocator and a GPU's libraries need besides is a share of the free memory that is left alone; so is what the gradients
+of Phi-3's fused matrices take beyond the count (13 % of its rows). Knows shapes only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class TrainingMemory:
     def trainable(self) -> int:
         """Parameters of the adapters: `rank` times inputs and outputs of the seven matrices of a layer."""
         shape = self.shape
-        return shape.layers * self.rank * (9 * shape.hidden + 2 * shape.kv_width + 3 * shape.intermediate)
+        attention = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width
+        return shape.layers * self.rank * (attention + 3 * (shape.hidden + shape.intermediate))
 
     def fixed(self) -> int:
         """What does not grow with the row, the frozen weights not counted.
@@ -46,21 +48,25 @@ class TrainingMemory:
         """
         return (16 + self.width) * self.trainable
 
-    def row(self, tokens: int) -> int:
-        """Activations of a row of `tokens` at the peak of forward and backward pass."""
+    def row(self, tokens: int, scored: int | None = None) -> int:
+        """Activations of a row of `tokens`, `scored` of them the policy's (None: all), at the peak of both passes."""
         shape, width = self.shape, self.width
         hidden, inner = shape.hidden, shape.intermediate
         # of a layer, per token: two norms in float32 with their results, queries, what attention gives, keys and
         # values, gate, its activation, up, their product, and what goes between the two matrices of each adapter
         mlp = 4 * width * inner
-        layer = 8 * hidden + width * (4 * hidden + 2 * shape.kv_width + 7 * self.rank) + mlp + 8
+        layer = 8 * hidden + width * (2 * hidden + 2 * shape.query_width + 2 * shape.kv_width + 7 * self.rank)
+        layer += mlp + 8
         # at the peak of its backward pass an MLP holds three gradients of its width, where one of its tensors is gone
         # already (or, in a short row, one gradient and the matrix that was dequantised), a norm five in float32
         matrix = width * hidden * inner if self.four_bit else 0
         mlp_backward = tokens * width * hidden + max(tokens * 2 * width * inner, matrix + tokens * width * inner)
         norm_backward = tokens * 20 * hidden
-        # the output head meets only the scored tokens, at most all, some at a time: logits and their exponentials
-        head = min(tokens, LOGIT_CHUNK) * shape.vocabulary * 8 + tokens * (4 + 3 * width) * hidden
+        # the output head meets the scored tokens, some at a time: logits and their exponentials. All is float32, as the
+        # trainer's mixed precision hands over the hidden states: so a copy of the head is there, too
+        scored = tokens if scored is None else scored
+        head = min(scored, LOGIT_CHUNK) * shape.vocabulary * 8 + (4 * tokens + 8 * scored) * hidden
+        head += shape.vocabulary * hidden * 4 if width < 4 else 0
         if not self.checkpointing:
             return tokens * shape.layers * layer + max(mlp_backward, norm_backward, head)
         # one layer at a time is complete; at the norm in its middle, its MLP is gone
@@ -85,7 +91,8 @@ def cache_bytes(shape: Shape, tokens: int, width: int = 2) -> int:
 def places(shape: Shape, tokens: int, available: int, width: int = 2) -> int:
     """How many chains of up to `tokens` can advance together with `available` bytes besides the weights; at least 1.
 
-    As much again as one layer's cache is there while it grows.
+    As much again as one layer's cache is there while it grows. Prompts, logits and the prefix that all share are small
+    beside that: they are left to the margin.
     """
     each = cache_bytes(shape, tokens, width) * (shape.layers + 1) / shape.layers
     return max(1, int(available * (1 - MARGIN) / each))

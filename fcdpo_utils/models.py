@@ -87,10 +87,10 @@ def _require_room(
     config: PretrainedConfig, settings: StudentSettings, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Raise ValueError where a GPU has no room for the weights alone: better now than after a long download."""
-    free = available_bytes(device)
-    if free is None:
+    free, shape = available_bytes(device), Shape.of(config)
+    if free is None or shape is None or hasattr(config, "quantization_config"):  # quantised by others: who knows how
         return
-    needed = weights_bytes(Shape.of(config), settings.four_bit, dtype.itemsize)
+    needed = weights_bytes(shape, settings.four_bit, dtype.itemsize)
     if needed > free:
         way = "choose a smaller one" if settings.four_bit else "set four_bit to true, or choose a smaller one"
         raise ValueError(f"its weights take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}: {way}")

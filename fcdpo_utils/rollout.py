@@ -375,10 +375,10 @@ def _run(
 
 def _places(model: PreTrainedModel, longest: int, wanted: int) -> int:
     """How many chains advance together: as many as wanted, fewer where a GPU has no room for so many long ones."""
-    available = available_bytes(model.device)
-    if available is None:
+    available, shape = available_bytes(model.device), Shape.of(model.config)
+    if available is None or shape is None:
         return wanted
-    found = places(Shape.of(model.config), longest, available, model.dtype.itemsize)
+    found = places(shape, longest, available, model.dtype.itemsize)
     if found < wanted:
         print(f"{found} chains at a time in place of {wanted}: {available / 1e9:.1f} GB are left", flush=True)
     return min(found, wanted)

@@ -20,7 +20,7 @@ class Shape:
     """The numbers of a model's config.json.
 
     `tied`: the output head is the embedding. `biases`: queries, keys and values have them. `window`: how many keys a
-    token attends to at most, None for all.
+    token attends to at most, None for all. `head_dim`: width of a head where it is not hidden / heads.
     """
 
     layers: int
@@ -32,14 +32,17 @@ class Shape:
     tied: bool = False
     biases: bool = False
     window: int | None = None
+    head_dim: int | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> Shape:
-        """The shape that a configuration gives. Raises ValueError for one that is no decoder of the Llama family."""
+    def of(cls, config: PretrainedConfig) -> Shape | None:
+        """The shape that a configuration gives; None for what is no dense decoder like Llama, Mistral, Qwen2, Phi-3."""
         config = config.get_text_config()
-        if not hasattr(config, "intermediate_size"):
-            raise ValueError(f"{type(config).__name__} is no decoder like Llama, Mistral, Qwen2 or Phi-3")
+        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+        if experts or not hasattr(config, "intermediate_size"):
+            return None
         heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None)
         return cls(
             config.num_hidden_layers,
             config.hidden_size,
@@ -50,24 +53,29 @@ class Shape:
             tied=bool(config.tie_word_embeddings),
             biases=config.model_type == "qwen2",
             window=getattr(config, "sliding_window", None),
+            head_dim=None if head_dim == config.hidden_size // heads else head_dim,
         )
 
     @property
     def linear_parameters(self) -> int:
         """Weights of the layers' matrices: what is quantised to 4 bits, and what LoRA adapts."""
-        attention = 2 * self.hidden**2 + 2 * self.hidden * self.kv_width
+        attention = 2 * self.hidden * (self.query_width + self.kv_width)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def other_parameters(self) -> int:
         """Embedding, output head, norms and biases: what stays in 16 bits."""
         tables = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        biases = self.hidden + 2 * self.kv_width if self.biases else 0
+        biases = self.query_width + 2 * self.kv_width if self.biases else 0
         return tables + self.layers * (2 * self.hidden + biases) + self.hidden
 
     @property
+    def query_width(self) -> int:
+        return (self.head_dim or self.hidden // self.heads) * self.heads
+
+    @property
     def kv_width(self) -> int:
-        return self.hidden // self.heads * self.kv_heads
+        return (self.head_dim or self.hidden // self.heads) * self.kv_heads
 
 
 @dataclass(frozen=True)
