@@ -1,10 +1,10 @@
 """Further rounds of training in which the student is its own teacher (iterative DPO, as in arXiv 2404.19733).
 
 Each round samples chains of the current student on new problems, labels them by running them, pairs them, and trains
-the adapter further against the student it was. Only the checkers judge; no larger model is asked. Two things keep a
+the adapter further against the student it was. Only the checkers judge; no larger model is asked. Three things keep a
 round from spoiling what was there: a sampled chain ends at its first error, because what a student writes after one is
-noise that DPO would spend its force on, and some prompts of the first round are trained on again. Knows nothing of
-notebooks or figures.
+noise that DPO would spend its force on; some prompts of the first round are trained on again; and steps are small.
+Knows nothing of notebooks or figures.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_the_student_is_the_teacher_of_a_round() -> None:
     assert (own.teacher.samples, own.teacher.temperature) == (6, 0.7)
     assert own.tasks["fol"].levels == (3, 5) and own.tasks["arithmetic"].levels == settings.tasks["arithmetic"].levels
     assert {task.train for task in own.tasks.values()} == {3}
-    assert own.training.learning_rate == 0.25 * settings.training.learning_rate
+    assert own.training.learning_rate == 0.05 * settings.training.learning_rate
     assert own.limits.errors == 1 and own.limits.calls == settings.limits.calls
 
 

@@ -203,7 +203,7 @@ class RoundSettings(_Group):
     samples: int = Field(default=8, ge=2, description="chains of each problem")
     replay: int = Field(default=40, ge=0, description="prompts of each task of the first round, trained on again")
     temperature: float = Field(default=0.7, gt=0)
-    learning_rate_share: float = Field(default=0.25, gt=0, le=1, description="of training.learning_rate")
+    learning_rate_share: float = Field(default=0.05, gt=0, le=1, description="of training.learning_rate")
     probes: tuple[ProbeSettings, ...] = Field(
         default=(_LONGER.model_copy(update={"test": 200}),),
         description="asked after every round, besides the held-out tests",
