@@ -102,6 +102,8 @@ def _profile(name: str) -> Finding:
     if settings.student.four_bit:
         needs.append(f"a CUDA GPU{_memory(settings)}, {settings.student.source} from the hub")
     time = f"about {sum(settings.expected_minutes):.0f} min"
+    if settings.ablations and name != "smoke":
+        time += f" (without notebook 06's {len(settings.ablations) + 1} arms)"
     return Finding(f"profile {name}", f"{time}; needs " + "; ".join(needs) if needs else f"{time} on two cores")
 
 
