@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +106,10 @@ def load_replay(settings: Settings, run_dir: Path) -> Replay:
     chains = load_chains(run_dir / "chains.jsonl")
     blocks = build_preferences(chains, settings.preferences.label).blocks
     usable = {block.problem_id for block in blocks if block.usable}
+    ready = [problem for problem in load_problems(run_dir / "problems.jsonl", "train") if problem.id in usable]
     problems: list[Problem] = []
     for name in settings.tasks:
-        own = (p for p in load_problems(run_dir / "problems.jsonl", "train") if p.task == name and p.id in usable)
-        problems += islice(own, settings.rounds.replay)
+        problems += [problem for problem in ready if problem.task == name][: settings.rounds.replay]
     kept = {problem.id for problem in problems}
     return Replay(tuple(problems), tuple(pair for pair in chains if pair[1].problem_id in kept))
 

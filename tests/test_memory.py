@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,14 +75,9 @@ def student_of(
     return model.train()
 
 
-def peak_of_a_step(model: PreTrainedModel, sequences: list[Tokens]) -> tuple[int, tuple[int, int]]:
-    """Most bytes that torch holds during a forward and backward pass, beyond those before it; the row's tokens, and how
-    many of them are scored.
-
-    The second of two steps: gradients are there already, as they are where steps accumulate.
-    """
-
-    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))  # as accelerate does
+def stepper(model: PreTrainedModel, sequences: list[Tokens]) -> Callable[[], int]:
+    """A function that takes one step in mixed precision, as accelerate sets it up, and returns the row's tokens."""
+    model.forward = convert_outputs_to_fp32(torch.autocast(model.device.type, torch.bfloat16)(model.forward))
 
     def step() -> int:
         with tree_attention_in(model), disable_input_dtype_casting(model):
@@ -89,6 +85,16 @@ def peak_of_a_step(model: PreTrainedModel, sequences: list[Tokens]) -> tuple[int
             log_probs.sum().backward()
         return tokens
 
+    return step
+
+
+def peak_of_a_step(model: PreTrainedModel, sequences: list[Tokens]) -> tuple[int, tuple[int, int]]:
+    """Most bytes that torch holds during a forward and backward pass, beyond those before it; the row's tokens, and how
+    many of them are scored.
+
+    The second of two steps: gradients are there already, as they are where steps accumulate.
+    """
+    step = stepper(model, sequences)
     tokens = step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
@@ -285,16 +291,7 @@ def test_a_cpu_has_no_limit() -> None:
 def test_a_gpu_takes_the_memory_that_was_told() -> None:
     shape = Shape(4, 2048, 16, 4, 7168, 32_000)
     model = student_of(shape, 16, True).to("cuda")
-    sequences = block(shape.vocabulary, chains=8, prompt=600, completion=250)
-
-    model.forward = convert_outputs_to_fp32(torch.autocast("cuda", torch.bfloat16)(model.forward))
-
-    def step() -> int:
-        with tree_attention_in(model), disable_input_dtype_casting(model):
-            log_probs, tokens, _ = batch_log_probs(model, sequences, 10**6)
-            log_probs.sum().backward()
-        return tokens
-
+    step = stepper(model, block(shape.vocabulary, chains=8, prompt=600, completion=250))
     step()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
