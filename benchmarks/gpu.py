@@ -7,8 +7,9 @@
 
 hardware: what copies and matrix products reach. training: DPO on all pairs of blocks of 8 x 8 chains (a prompt of 600
 tokens, completions of 250), ours against TRL, and what the memory model told. rollouts: chains of ten turns of 32
-tokens, ours against microchain's Agent and against `generate` on the whole batch. pipeline: the demo's profile. What
-fails is recorded as failed, with its reason, and loses nothing else.
+tokens, ours (plain, and with passes recorded as CUDA graphs) against microchain's Agent and against `generate` on the
+whole batch. pipeline: the demo's profile, plain and with recorded passes. What fails is recorded as failed, with its
+reason, and loses nothing else.
 """
 
 from __future__ import annotations
@@ -268,6 +269,7 @@ def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: b
     few, limits = problems[: 1 if tiny else 2], Limits(TURNS, TURNS)
     work: dict[str, tuple[list[Problem], Callable[[], Any]]] = {
         "ours": (problems, lambda: ours(model, tokenizer, problems, batch, limits)),
+        "ours_recorded": (problems, lambda: ours(model, tokenizer, problems, batch, limits, cuda_graphs=True)),
         "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
         "generate": (problems, lambda: generate_loop(model, tokenizer, problems)),
     }
@@ -275,7 +277,7 @@ def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: b
     with torch.inference_mode():
         for name, (asked, run) in work.items():
             report[name] = attempt(partial(_rate, run, len(asked)))
-    for name in ("microchain", "generate"):
+    for name in ("ours_recorded", "microchain", "generate"):
         if "failed" not in report["ours"] and "failed" not in report[name]:
             ratio = report["ours"]["chains_per_second"] / report[name]["chains_per_second"]
             report[f"ratio_to_{name}"] = round(ratio, 1)
@@ -305,14 +307,15 @@ def generate_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
         chats = [chat + reply + between for chat, reply in zip(chats, replies[:, longest:].tolist(), strict=True)]
 
 
-def pipeline(tiny: bool) -> dict[str, Any]:
+def pipeline(tiny: bool, cuda_graphs: bool) -> dict[str, Any]:
     """The demo's profile from problems to metrics, and whether its metrics are within the CPU baseline's tolerance."""
     profile = "smoke" if tiny else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         run_dir = f"{folder}/{profile}"
         command = [sys.executable, "-m", "fcdpo_utils.pipeline.cli"]
         started = time.perf_counter()
-        done = subprocess.run([*command, "run", "--profile", profile, "--run-dir", run_dir], cwd=ROOT, check=False)
+        chosen = ["--profile", profile, "--run-dir", run_dir, "--set", f"evaluation.cuda_graphs={cuda_graphs}"]
+        done = subprocess.run([*command, "run", *chosen], cwd=ROOT, check=False)
         seconds = time.perf_counter() - started
         if done.returncode:
             raise RuntimeError(f"fcdpo run ended with {done.returncode}")
@@ -388,7 +391,8 @@ def _results(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
         finally:
             shutil.rmtree(folder)
     if "pipeline" in options.only and not options.cap_gb:  # the cap is this process's own
-        yield "pipeline", attempt(partial(pipeline, options.tiny))
+        for name, recorded in (("pipeline", False), ("pipeline_recorded", True)):
+            yield name, attempt(partial(pipeline, options.tiny, recorded))
 
 
 def _on_student(

@@ -91,9 +91,10 @@ def ours(
     problems: list[Problem],
     batch: int,
     limits: Limits = LIMITS,
+    cuda_graphs: bool = False,
 ) -> list[Chain]:
     episodes = [Episode(TASK, problem, None, limits) for problem in problems]
-    return rollout(model, tokenizer, episodes, Sampling(0.0, TURN_TOKENS, batch))
+    return rollout(model, tokenizer, episodes, Sampling(0.0, TURN_TOKENS, batch, cuda_graphs=cuda_graphs))
 
 
 def main() -> None:

@@ -321,7 +321,8 @@ def evaluate_student(
         progress(len(kept), len(problems), f"{100 * sum(r['sound'] for r in kept.values()) / len(kept):.0f} % sound")
 
     episodes = [Episode(TASKS[p.task], p, toolset_of(settings, p), limits_of(settings)) for p in missing]
-    sampling = Sampling(0.0, settings.evaluation.turn_tokens, settings.evaluation.batch_size)
+    chosen = settings.evaluation
+    sampling = Sampling(0.0, chosen.turn_tokens, chosen.batch_size, cuda_graphs=chosen.cuda_graphs)
     rollout(model, tokenizer, episodes, sampling, on_finished=keep)
     return [Chain.from_record(kept[p.id]) for p in problems]
 

@@ -18,8 +18,8 @@ from fcdpo_utils.profiles import load_settings
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     "store provenance contamination profiles calls functions tool_calls tokens trees tasks agent students memory "
-    "rollout teachers preferences models dpo evaluation artifacts train generalisation rounds ablations plots stage "
-    "pipeline"
+    "passes rollout teachers preferences models dpo evaluation artifacts train generalisation rounds ablations plots "
+    "stage pipeline"
 ).split()
 
 

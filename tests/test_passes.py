@@ -1,0 +1,119 @@
+"""Passes of many chains as a specification: recorded or not, they say the same, and no GPU would have to wait."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from test_rollout import problems
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from fcdpo_utils import rollout as rollout_module
+from fcdpo_utils.agent import Chain, Episode, Limits
+from fcdpo_utils.dpo import batch_log_probs, grouped_dpo_loss
+from fcdpo_utils.passes import ATTENTION, Pass, Passes, Recorder, Row
+from fcdpo_utils.rollout import Sampling, rollout
+from fcdpo_utils.tasks import TASKS
+from fcdpo_utils.tokens import Tokens
+from fcdpo_utils.trees import attention_in, tree_attention_in
+
+
+def sampled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, **sampling: object
+) -> list[Chain]:
+    """Chains of very different lengths, of two tasks: with forced tokens in between, places refilled, the end thin."""
+    asked = problems(9) + problems(4, "fol")
+    episodes = [
+        Episode(TASKS[problem.task], problem, limits=Limits(calls=1 + 3 * (number % 4), errors=20))
+        for number, problem in enumerate(asked)
+    ]
+    return rollout(model, tokenizer, episodes, Sampling(1.0, 7, batch_size, **sampling))
+
+
+def frozen(run: Pass) -> Pass:
+    """What a CUDA graph does, on a CPU: tensor operations alone are recorded, with the tensors that they met."""
+    recorded = make_fx(lambda _: run())(torch.zeros(1))
+    return lambda: recorded(torch.zeros(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_recorded_passes_say_what_others_say(
+    tiny_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+) -> None:
+    replayed: list[torch.Size] = []
+
+    def record(run: Pass) -> Pass:
+        replay = frozen(run)
+
+        def counted() -> torch.Tensor:
+            logits = replay()
+            replayed.append(logits.shape)
+            return logits
+
+        return counted
+
+    expected = sampled(tiny_model, tokenizer, batch_size)
+    monkeypatch.setattr(rollout_module, "cuda_graphs", lambda device: record)
+    assert sampled(tiny_model, tokenizer, batch_size, cuda_graphs=True) == expected
+    assert len(replayed) > 40
+    assert sampled(tiny_model, tokenizer, batch_size) == expected
+
+
+def test_a_device_that_cannot_record_goes_on_without(
+    tiny_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def record(run: Pass) -> Pass:
+        raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+    expected = sampled(tiny_model, tokenizer, 8)
+    monkeypatch.setattr(rollout_module, "cuda_graphs", lambda device: record)
+    assert sampled(tiny_model, tokenizer, 8, cuda_graphs=True) == expected
+    line = "passes cannot be recorded on this device, going on without: CUDA error: operation not permitted"
+    assert capsys.readouterr().out.splitlines() == [line] * 2  # one for each task
+
+
+@pytest.mark.parametrize("record", [None, lambda run: run], ids=["as they come", "of fixed shapes"])
+def test_a_rollout_waits_for_no_value_before_the_choice(tiny_model: LlamaForCausalLM, record: Recorder | None) -> None:
+    """Tensors on "meta" have no values and meet no others: whoever reads one, as a GPU would have to wait, fails."""
+    model = tiny_model.to("meta")
+    rows = [Row(pending=[5] * count) for count in (4, 9, 1, 30)]
+    with torch.inference_mode(), attention_in(model, ATTENTION):
+        passes = Passes(model, [7] * 20, record)
+        for number in range(12):
+            logits = passes.feed(rows[: 4 - number // 4])
+            assert logits.device.type == "meta" and logits.shape == (4 - number // 4, model.config.vocab_size)
+            for index, row in enumerate(rows):
+                row.pending = [5] * (9 if index == number % 4 and number % 2 else 1)
+
+
+def test_training_waits_for_no_value_either(tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no "meta"
+    model = tiny_model.to("meta")
+    policy = (False,) * 30 + (True,) * 20
+    sequences = [Tokens((*range(30), *range(first, first + 20)), policy, 30) for first in (40, 50, 60)]
+    for row_tokens in (1_000, 80):
+        with tree_attention_in(model):
+            log_probs, _, passes = batch_log_probs(model, sequences, row_tokens)
+            grouped_dpo_loss(log_probs[:1], log_probs[1:]).backward()
+        assert log_probs.shape == (3,) and (passes > 1) == (row_tokens == 80)
+        assert all(weight.grad is not None for weight in model.model.layers.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_passes_are_recorded_on_cuda(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[int] = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replayed.append(1) or replay(graph))
+    model = tiny_model.float().to("cuda")
+    expected = sampled(model, tokenizer, 8)
+    assert sampled(model, tokenizer, 8, cuda_graphs=True) == expected and len(replayed) > 40
