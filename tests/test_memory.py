@@ -287,7 +287,7 @@ def test_a_cpu_has_no_limit() -> None:
     assert available_bytes(torch.device("cpu")) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: benchmarks/gpu.py measures the same")
+@pytest.mark.gpu
 def test_a_gpu_takes_the_memory_that_was_told() -> None:
     shape = Shape(4, 2048, 16, 4, 7168, 32_000)
     model = student_of(shape, 16, True).to("cuda")

@@ -118,6 +118,5 @@ def test_the_4_bit_path_trains_and_its_adapter_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_4_bit_path_trains_on_cuda(tmp_path: Path) -> None:
     test_the_4_bit_path_trains_and_its_adapter_loads(tmp_path)

@@ -107,7 +107,7 @@ def test_training_waits_for_no_value_either(tiny_model: LlamaForCausalLM, monkey
         assert all(weight.grad is not None for weight in model.model.layers.parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_passes_are_recorded_on_cuda(
     tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
