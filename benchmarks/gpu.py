@@ -289,9 +289,10 @@ def _rate(run: Callable[[], Any], chains: int) -> dict[str, Any]:
     with contextlib.redirect_stdout(said):
         run()  # warm up
         seconds, memory, _ = measured(run)
-    fewer = [line for line in said.getvalue().splitlines() if "chains at a time" in line]
+    lines = said.getvalue().splitlines()
+    notable = [line for line in lines if "chains at a time" in line or "cannot be recorded" in line]
     figures = {"chains_per_second": round(chains / seconds, 3), "peak_gb": round(memory / 1e9, 2)}
-    return figures | ({"said": fewer[-1]} if fewer else {})
+    return figures | ({"said": notable[-1]} if notable else {})
 
 
 def generate_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> None:

@@ -8,9 +8,11 @@ all share, which is computed and stored once. On a GPU, passes of a shape that c
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,14 +199,20 @@ def _attend(query: Tensor, own: list[Tensor], prefix: _Prefix, visible: Tensor, 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
+def allocated(tokens: int, recorded: bool) -> int:
+    """How many places of a cache row so many tokens take."""
+    growth = _GROWTH_RECORDED if recorded else _GROWTH
+    return -(-tokens // growth) * growth
+
+
 class Passes:
     """Passes over the rows of one batch, with their cache; `offset` is the length of the `prefix` that all share.
 
-    No pass may have more rows than the first. `record`: records a pass of fixed shapes and returns what replays it, as
-    `cuda_graphs` does; None: nothing is recorded.
+    No pass may have more rows than the first. `recorder`: makes what records a pass of fixed shapes and returns what
+    replays it, see `recorder_on`; None: nothing is recorded. `close` it: recordings hold the cache, and the other way.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix: list[int], record: Recorder | None = None):
+    def __init__(self, model: PreTrainedModel, prefix: list[int], recorder: Callable[[], Recorder] | None = None):
         self.model, self.offset, self.slots = model, 0, 0
         self.cache = Cache(layers=[_RowLayer() for _ in range(model.config.num_hidden_layers)])
         self.recordings: _Recordings | None = None
@@ -213,18 +221,25 @@ class Passes:
             for layer in self.cache.layers:
                 layer.freeze_prefix(len(prefix))
             self.offset, self.slots = len(prefix), 0
-        self.recordings = _Recordings(self, record) if record else None
+        self.recordings = _Recordings(self, recorder) if recorder else None
 
     def feed(self, rows: Sequence[Row]) -> Tensor:
         """Feed what every row has pending; returns next-token logits, (rows, vocabulary) in float32."""
-        growth = _GROWTH_RECORDED if self.recordings else _GROWTH
-        self.slots = max(self.slots, -(-max(row.cached + len(row.pending) for row in rows) // growth) * growth)
-        recorded = self.recordings.suited_to(rows) if self.recordings else None
-        logits = self._feed(rows) if recorded is None else recorded.feed(rows)
+        longest = max(row.cached + len(row.pending) for row in rows)
+        self.slots = max(self.slots, allocated(longest, self.recordings is not None))
+        logits = self.recordings.feed(rows) if self.recordings else None
+        if logits is None:
+            logits = self._feed(rows)
         for row in rows:
             row.cached += len(row.pending)
             row.pending = []
         return logits
+
+    def close(self) -> None:
+        """Let go of all recordings."""
+        if self.recordings:
+            self.recordings.made.clear()
+        self.recordings = None
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy what some rows have cached to the places of others."""
@@ -285,21 +300,41 @@ class Passes:
 class _Recordings:
     """The recorded passes of a batch, by their shape: (rows, chunks)."""
 
-    def __init__(self, passes: Passes, record: Recorder):
-        self.passes = passes
-        self.record: Recorder | None = record
+    def __init__(self, passes: Passes, recorder: Callable[[], Recorder]):
+        self.passes, self.recorder = passes, recorder
+        self.record: Recorder | None = recorder()
         self.most = self.width = self.slots = 0  # rows of the largest batch, and of those to come
         self.met: Counter[tuple[int, int]] = Counter()
         self.made: dict[tuple[int, int], _Recorded] = {}
 
-    def suited_to(self, rows: Sequence[Row]) -> _Recorded | None:
-        """The smallest that holds what these rows have pending; None where there is none, or not yet."""
-        if self.record is None:
+    def feed(self, rows: Sequence[Row]) -> Tensor | None:
+        """As `Passes.feed`, by the smallest recording that holds these rows; None where there is none, or not yet."""
+        shape = self._shape(rows)
+        if self.record is None or shape is None:
             return None
-        if self.slots < self.passes.slots:
+        self.met[shape] += 1
+        if self.met[shape] <= _MET:
+            return None
+        if shape not in self.made:
+            self.made[shape] = _Recorded(self.passes, self.most, *shape)
+        recorded = self.made[shape]
+        recorded.fill(rows)
+        try:
+            recorded.replay = recorded.replay or self.record(recorded.run)
+        except RuntimeError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            print(f"passes cannot be recorded on this device, going on without: {reason}", flush=True)
+            self.record = None
+            self.made.clear()
+            return recorded.run()[: len(rows)]
+        return recorded.replay()[: len(rows)]
+
+    def _shape(self, rows: Sequence[Row]) -> tuple[int, int] | None:
+        if self.slots < self.passes.slots and self.record is not None:
             self.slots = self.passes.slots
             self.met.clear()
             self.made.clear()  # they know the smaller buffers
+            self.record = self.recorder()
         self.most = self.most or len(rows)
         self.width = self.width or len(rows)
         while 2 * len(rows) <= self.width:
@@ -307,46 +342,26 @@ class _Recordings:
         chunks = [len(row.pending) for row in rows if len(row.pending) > 1]
         if len(chunks) > _CHUNKS or max(chunks, default=0) > _CHUNK:
             return None
-        shape = (self.width, 1 << (len(chunks) - 1).bit_length() if chunks else 0)
-        self.met[shape] += 1
-        if self.met[shape] > _MET and shape not in self.made:
-            self.made[shape] = _Recorded(self, *shape)
-        return self.made.get(shape)
-
-    def replay_of(self, run: Pass) -> Pass:
-        """What repeats `run`; where it cannot be recorded, `run` itself, and later passes go without."""
-        try:
-            return self.record(run)
-        except RuntimeError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f"passes cannot be recorded on this device, going on without: {reason}", flush=True)
-            self.record = None
-            return run
+        return self.width, 1 << (len(chunks) - 1).bit_length() if chunks else 0
 
 
 class _Recorded:
     """A pass of up to `rows` rows, of which up to `chunks` feed several tokens: its tensors keep shape and address.
 
-    The packed row is a token for each row, then the chunks, 32 tokens each. What a pass does not use is padding.
+    The packed row is a token for each row, then the chunks, 32 tokens each. What a pass does not use is padding, cached
+    in row `spare`.
     """
 
-    def __init__(self, recordings: _Recordings, rows: int, chunks: int):
-        self.passes, self.spare, self.rows, self.chunks = recordings.passes, recordings.most, rows, chunks
+    def __init__(self, passes: Passes, spare: int, rows: int, chunks: int):
+        self.passes, self.spare, self.rows, self.chunks = passes, spare, rows, chunks
         self.tokens = rows + chunks * _CHUNK
         sizes = [self.tokens] * 3 + [rows] * 2 + [chunks, chunks * _CHUNK]
-        self.input = torch.zeros(sum(sizes), dtype=torch.long, device=self.passes.model.device)
+        self.input = torch.zeros(sum(sizes), dtype=torch.long, device=passes.model.device)
         self.parts = self.input.split(sizes)
         self.replay: Pass | None = None
-        self.recordings = recordings
 
-    def feed(self, rows: Sequence[Row]) -> Tensor:
-        """As `Passes.feed`."""
-        self.input.copy_(torch.tensor(self._layout(rows)))
-        self.replay = self.replay or self.recordings.replay_of(self._run)
-        return self.replay()[: len(rows)]
-
-    def _layout(self, rows: Sequence[Row]) -> list[int]:
-        """The parts of the input, one after the other: what `_run` takes them for."""
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Write what these rows have pending into the input: its parts are what `run` takes them for."""
         ids, owners, slots = [0] * self.tokens, [self.spare] * self.tokens, [0] * self.tokens
         last, lengths = list(range(self.rows)), [1] * self.rows
         chunk_rows, seen = [0] * self.chunks, [0] * (self.chunks * _CHUNK)
@@ -361,9 +376,10 @@ class _Recorded:
             own = slice(start, start + count)
             ids[own], owners[own], slots[own] = row.pending, [index] * count, range(row.cached, row.cached + count)
             last[index], lengths[index] = start + count - 1, row.cached + count
-        return [*ids, *owners, *slots, *last, *lengths, *chunk_rows, *seen]
+        self.input.copy_(torch.tensor([*ids, *owners, *slots, *last, *lengths, *chunk_rows, *seen]))
 
-    def _run(self) -> Tensor:
+    def run(self) -> Tensor:
+        """The pass, as tensor operations alone."""
         ids, owners, slots, last, lengths, chunk_rows, seen = self.parts
         places = torch.arange(self.passes.slots, device=self.input.device)
         chunks = ()
@@ -374,19 +390,29 @@ class _Recorded:
         return self.passes.logits(ids, _Plan(owners, slots, last, places < lengths[:, None], chunks))
 
 
-def cuda_graphs(device: torch.device) -> Recorder | None:
-    """Records passes as CUDA graphs; None on a CPU.
+def recorder_on(device: torch.device) -> Callable[[], Recorder] | None:
+    """What makes a recorder of passes on this device; None on a CPU."""
+    return partial(cuda_graphs, device) if device.type == "cuda" else None
 
-    They share their memory: what one returns must be used before another is replayed.
+
+def cuda_graphs(device: torch.device) -> Recorder:
+    """Records passes as CUDA graphs that share their memory: use what one returns before the next is replayed.
+
+    A stream of its own: PyTorch frees the workspaces of a stream's matrix products with any graph that was recorded on
+    it. And no garbage collection meanwhile: to free another graph would break the recording.
     """
-    if device.type != "cuda":
-        return None
-    pool = torch.cuda.graph_pool_handle()
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(run: Pass) -> Pass:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = run()
+        graph, before, collecting = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
+                output = run()
+        finally:
+            torch.cuda.set_stream(before)  # a recording that fails leaves its own
+            if collecting:
+                gc.enable()
 
         def replay() -> Tensor:
             graph.replay()

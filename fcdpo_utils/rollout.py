@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fcdpo_utils.agent import CallFormat, Chain, Episode, prompt
 from fcdpo_utils.functions import Toolset
 from fcdpo_utils.memory import available_bytes, places
-from fcdpo_utils.passes import ATTENTION, Passes, Row, cuda_graphs
+from fcdpo_utils.passes import ATTENTION, Passes, Row, allocated, recorder_on
 from fcdpo_utils.students import Shape
 from fcdpo_utils.tokens import encode_text, render
 from fcdpo_utils.tool_calls import read_message
@@ -117,25 +118,26 @@ def _run(
 
     longest = max(map(len, prompts.values())) - shared
     longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + _RESULT_TOKENS)
+    recorder = recorder_on(model.device) if sampling.cuda_graphs else None
+    longest = allocated(longest, recorder is not None)
     together = min(_places(model, longest, sampling.batch_size), len(rows))
     started = [start() for _ in range(together) if admit()]
     if not started:
         return
-    record = cuda_graphs(model.device) if sampling.cuda_graphs else None
-    passes = Passes(model, next(iter(prompts.values()))[:shared], record)
     room = model.config.max_position_embeddings - shared - sampling.turn_tokens
-    while started:
-        for row, token in zip(started, _choose(passes.feed(started), started, sampling), strict=True):
-            row.turn.append(token)
-            row.pending = [token]
-            if token in chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
-                _end_turn(chat, row, room)
-                if row.episode.finished:
-                    on_finished(row.episode)
-        for index, row in enumerate(started):
-            if row.episode.finished and waiting and admit():
-                started[index] = start()
-        started = _without_finished(started, passes)
+    with closing(Passes(model, next(iter(prompts.values()))[:shared], recorder)) as passes:
+        while started:
+            for row, token in zip(started, _choose(passes.feed(started), started, sampling), strict=True):
+                row.turn.append(token)
+                row.pending = [token]
+                if token in chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
+                    _end_turn(chat, row, room)
+                    if row.episode.finished:
+                        on_finished(row.episode)
+            for index, row in enumerate(started):
+                if row.episode.finished and waiting and admit():
+                    started[index] = start()
+            started = _without_finished(started, passes)
 
 
 def _without_finished(rows: list[_Chain], passes: Passes) -> list[_Chain]:
@@ -155,7 +157,7 @@ def _places(model: PreTrainedModel, longest: int, wanted: int) -> int:
     available, shape = available_bytes(model.device), Shape.of(model.config)
     if available is None or shape is None:
         return wanted
-    found = places(shape, longest, available, model.dtype.itemsize)
+    found = max(1, places(shape, longest, available, model.dtype.itemsize) - 1)  # the cache has a row to spare
     if found < wanted:
         print(f"{found} chains at a time in place of {wanted}: {available / 1e9:.1f} GB are left", flush=True)
     return min(found, wanted)

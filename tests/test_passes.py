@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -58,7 +62,7 @@ def test_recorded_passes_say_what_others_say(
         return counted
 
     expected = sampled(tiny_model, tokenizer, batch_size)
-    monkeypatch.setattr(rollout_module, "cuda_graphs", lambda device: record)
+    monkeypatch.setattr(rollout_module, "recorder_on", lambda device: lambda: record)
     assert sampled(tiny_model, tokenizer, batch_size, cuda_graphs=True) == expected
     assert len(replayed) > 40
     assert sampled(tiny_model, tokenizer, batch_size) == expected
@@ -74,19 +78,38 @@ def test_a_device_that_cannot_record_goes_on_without(
         raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
 
     expected = sampled(tiny_model, tokenizer, 8)
-    monkeypatch.setattr(rollout_module, "cuda_graphs", lambda device: record)
+    monkeypatch.setattr(rollout_module, "recorder_on", lambda device: lambda: record)
     assert sampled(tiny_model, tokenizer, 8, cuda_graphs=True) == expected
     line = "passes cannot be recorded on this device, going on without: CUDA error: operation not permitted"
     assert capsys.readouterr().out.splitlines() == [line] * 2  # one for each task
 
 
-@pytest.mark.parametrize("record", [None, lambda run: run], ids=["as they come", "of fixed shapes"])
-def test_a_rollout_waits_for_no_value_before_the_choice(tiny_model: LlamaForCausalLM, record: Recorder | None) -> None:
+def test_a_finished_rollout_holds_no_memory(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not until Python looks for circles, either: the next rollout asks at once how much is free."""
+    made: list[weakref.ref[Passes]] = []
+    first = Passes.feed
+    monkeypatch.setattr(Passes, "feed", lambda self, rows: made.append(weakref.ref(self)) or first(self, rows))
+    monkeypatch.setattr(rollout_module, "recorder_on", lambda device: lambda: lambda run: partial(torch.clone, run()))
+    gc.collect()
+    gc.disable()
+    try:
+        sampled(tiny_model, tokenizer, 8, cuda_graphs=True)
+        assert made and all(passes() is None for passes in made)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("recorder", [None, lambda: lambda run: run], ids=["as they come", "of fixed shapes"])
+def test_a_rollout_waits_for_no_value_before_the_choice(
+    tiny_model: LlamaForCausalLM, recorder: Callable[[], Recorder] | None
+) -> None:
     """Tensors on "meta" have no values and meet no others: whoever reads one, as a GPU would have to wait, fails."""
     model = tiny_model.to("meta")
     rows = [Row(pending=[5] * count) for count in (4, 9, 1, 30)]
     with torch.inference_mode(), attention_in(model, ATTENTION):
-        passes = Passes(model, [7] * 20, record)
+        passes = Passes(model, [7] * 20, recorder)
         for number in range(12):
             logits = passes.feed(rows[: 4 - number // 4])
             assert logits.device.type == "meta" and logits.shape == (4 - number // 4, model.config.vocab_size)
