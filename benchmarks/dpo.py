@@ -145,8 +145,7 @@ def measured(work: Callable[[], Any]) -> tuple[float, int, Any]:
         Path("/proc/self/clear_refs").write_text("5")  # restart the peak of resident memory
     start = time.perf_counter()
     result = work()
-    if CUDA:
-        torch.cuda.synchronize()
+    _wait()
     seconds = time.perf_counter() - start
     return seconds, torch.cuda.max_memory_allocated() if CUDA else _peak_resident(), result
 
@@ -156,12 +155,27 @@ def _peak_resident() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several large matrix products."""
+def product_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of large matrix products, into memory that is there already."""
     size = 8192 if CUDA else 2048
-    a = torch.randn(size, size, dtype=dtype, device="cuda" if CUDA else "cpu")
-    times = [measured(lambda: a @ a)[0] for _ in range(6)]
-    return 2 * size**3 / min(times[1:])
+    a, out = (torch.randn(size, size, dtype=dtype, device="cuda" if CUDA else "cpu") for _ in range(2))
+    return 2 * size**3 * repeats_per_second(lambda: torch.mm(a, a, out=out))
+
+
+def repeats_per_second(work: Callable[[], Any], repeats: int = 20) -> float:
+    for _ in range(3):
+        work()
+    _wait()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait()
+    return repeats / (time.perf_counter() - started)
+
+
+def _wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
 
 
 def useful_flops(model: PreTrainedModel, passed: int, scored: int) -> float:
@@ -250,7 +264,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # transformers announces renamed settings at every run
     disable_progress_bars()
     model, tokenizer = load_student(StudentSettings())
-    peak = matmul_peak(model.dtype)
+    peak = product_flops(model.dtype)
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
     device += f", SmolLM2-135M, {str(model.dtype).removeprefix('torch.')}"
     print(f"{device}; measured matrix product: {peak / 1e12:.2f} TFLOP/s", flush=True)

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
-from dpo import CUDA, measured, run_ours, run_trl, useful_flops
+from dpo import CUDA, measured, product_flops, repeats_per_second, run_ours, run_trl, useful_flops
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rollouts import TASK, microchain_chain, ours
 from safetensors.torch import save_file
@@ -132,29 +132,6 @@ def hardware() -> dict[str, Any]:
     for half in (torch.float16, torch.bfloat16) if CUDA else (torch.bfloat16,):
         report[f"{str(half).removeprefix('torch.')}_tflops"] = round(product_flops(half) / 1e12, 2)
     return report
-
-
-def product_flops(half: torch.dtype) -> float:
-    """FLOP/s of large matrix products."""
-    size = 8192 if CUDA else 1024
-    a, out = (torch.ones(size, size, dtype=half, device=DEVICE) for _ in range(2))
-    return 2 * size**3 * repeats_per_second(lambda: torch.mm(a, a, out=out))
-
-
-def repeats_per_second(work: Callable[[], Any], repeats: int = 20) -> float:
-    for _ in range(3):
-        work()
-    _wait()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    _wait()
-    return repeats / (time.perf_counter() - started)
-
-
-def _wait() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
 
 
 def random_blocks(count: int, vocabulary: int, prompt_tokens: int, completion_tokens: int) -> tuple[list, list]:

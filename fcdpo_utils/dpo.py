@@ -303,7 +303,7 @@ class GroupedDPOTrainer(DPOTrainer):
         return self.blocks  # tokenised already, once per chain
 
     def _get_train_sampler(self, train_dataset: BlockDataset | None = None) -> Sampler[int]:
-        return GroupSampler(self.blocks, self.args.per_device_train_batch_size, self.args.seed)
+        return GroupSampler(self.blocks, self.settings.prompts_per_step, self.args.seed)  # however many share a step
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         with tree_attention_in(model), disable_input_dtype_casting(model):
@@ -415,9 +415,28 @@ def pair_dataset(tokens: Sequence[Tokens], pairs: Sequence[tuple[int, int]]) -> 
     return Dataset.from_list([row(tokens[chosen], tokens[rejected]) for chosen, rejected in pairs])
 
 
+def processes(**options: Any) -> PartialState:
+    """This process among those that train together, alone or by `accelerate launch`; `options` of the first call."""
+    return PartialState(cpu=not torch.cuda.is_available(), **options)
+
+
+def share_of_a_step(training: TrainingSettings, count: int) -> tuple[int, int]:
+    """(prompts passed together, passes) of each of `count` processes, which take a step together.
+
+    Raises ValueError where a step's prompts cannot be shared evenly.
+    """
+    together = training.prompts_per_step * training.accumulation
+    if together % count:
+        product_of = "training.prompts_per_step x training.accumulation"
+        raise ValueError(f"{product_of} is {together}: choose a multiple of {count}, the number of processes")
+    prompts = math.gcd(training.prompts_per_step, together // count)
+    return prompts, together // count // prompts
+
+
 def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: torch.dtype) -> DPOConfig:
     """TRL's configuration for these settings; mixed precision only where the device profits from it."""
     training, cuda = settings.training, torch.cuda.is_available()
+    prompts, passes = share_of_a_step(training, processes().num_processes)
     args = DPOConfig(
         output_dir=str(output_dir),
         learning_rate=training.learning_rate,
@@ -425,8 +444,8 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(training.warmup * steps),
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.prompts_per_step,
-        gradient_accumulation_steps=training.accumulation,
+        per_device_train_batch_size=prompts,
+        gradient_accumulation_steps=passes,
         beta=training.beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[training.dpo_weight, training.sft_weight],
@@ -439,6 +458,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         logging_steps=1,
         save_steps=training.save_steps,
         save_total_limit=1,
+        ddp_broadcast_buffers=False,  # once a pass: processes that split a batch into fewer parts would be waited for
         seed=settings.seed,
         report_to="none",
         disable_tqdm=True,
@@ -508,8 +528,7 @@ def build_trainer(
     training = fit_to_device(model, max(len(blocks.tokens[index].ids) for index in used), settings.training)
     settings = settings.model_copy(update={"training": training})
     items = len(blocks) if training.trainer == "grouped" else len(pairs)
-    processes = PartialState()
-    per_step = training.prompts_per_step * training.accumulation * processes.num_processes
+    per_step = training.prompts_per_step * training.accumulation
     args = training_arguments(settings, output_dir, math.ceil(items * training.epochs / per_step), model.dtype)
     adapter, given = lora_config(training), {}
     if isinstance(model, PeftModel):
@@ -524,7 +543,7 @@ def build_trainer(
         trainer = StockDPOTrainer(train_dataset=pair_dataset(blocks.tokens, pairs), data_collator=collator, **common)
     else:
         sequences = [blocks.tokens[index] for index in used]
-        with processes.main_process_first(), _as_in_training(model):  # the others read what it has stored
+        with processes().main_process_first(), _as_in_training(model):  # the others read what it has stored
             reference_cache = ReferenceCache(cache, model_digest(model))
             values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
         reference = dict(zip(used, values, strict=True))

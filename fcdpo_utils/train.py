@@ -4,7 +4,8 @@ Ablation arms and further rounds train through it, and so does a run on several 
 
     accelerate launch -m fcdpo_utils.train --profile paper
 
-Notebook 04 then finds the training done. Knows nothing of how the data were made or what comes after.
+A step is the same whoever shares it: notebook 04 then finds the last checkpoint of a finished training, and one that
+was interrupted goes on with any number of GPUs. Knows nothing of how the data were made or what comes after.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from trl import DPOTrainer
 
 from fcdpo_utils import store
@@ -30,7 +31,7 @@ from fcdpo_utils.artifacts import (
     tokenise,
     training_identity,
 )
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, progress_callback
+from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, processes, progress_callback
 from fcdpo_utils.models import CACHE, ModelError, describe, free_memory, load_student
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.profiles import Settings, SettingsError, load_settings
@@ -102,11 +103,11 @@ def train_student(
         done = store.read_json(record)
         if (done.get("identity"), done.get("adapter")) == (identity, store.file_digest(weights)):
             return done
-    processes = PartialState()
-    processes.wait_for_everyone()  # all have looked
-    if processes.is_main_process:
+    all_of_us = processes()
+    all_of_us.wait_for_everyone()  # all have looked
+    if all_of_us.is_main_process:
         record.unlink(missing_ok=True)  # it never speaks of another adapter than the one beside it
-    with processes.main_process_first():  # which may have a file to convert
+    with all_of_us.main_process_first():  # which may have a file to convert
         model, tokenizer = load_student(settings.student, start, trainable=True)
     student = describe(model)
     tokens = tokenise(preferences, prompts, tokenizer, settings.training.mask_results)
@@ -117,10 +118,10 @@ def train_student(
     trainer.add_callback(progress_callback(progress("training step")))
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     trainer.save_model(str(folder / "adapter"))
-    processes.wait_for_everyone()
+    all_of_us.wait_for_everyone()
     made = {"identity": identity, "adapter": store.file_digest(weights), "student": student}
     summary = made | training_summary(trainer, dataset, len(pairs), settings)
-    if processes.is_main_process:
+    if all_of_us.is_main_process:
         store.write_json(record, summary)
     return summary
 
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for fcdpo run")
     parser.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
     options = parser.parse_args(arguments)
+    processes(timeout=timedelta(hours=6))  # the others wait while the first one downloads, and passes the references
     try:
         settings = load_settings(options.profile, options.set)
         folder = options.run_dir or ROOT / "outputs" / options.profile
@@ -147,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, ModelError, store.StoreError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         print(f"{made['steps']} steps, {made['pairs']} pairs, adapter in {folder / 'adapter'}")
     return 0
 
@@ -156,7 +158,7 @@ def _print_progress(label: str) -> Report:
     """A line for every twentieth part, from the main process alone."""
 
     def report(done: int, total: int, note: str = "") -> None:
-        if PartialState().is_main_process and done % max(total // 20, 1) == 0:
+        if processes().is_main_process and done % max(total // 20, 1) == 0:
             print(f"{label} {done}/{total}", flush=True)
 
     return report

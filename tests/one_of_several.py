@@ -1,4 +1,4 @@
-"""One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER, prompts per step."""
+"""One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER, settings of training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve
+from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, processes
 from fcdpo_utils.models import embedded_student
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import load_settings
@@ -23,25 +22,26 @@ def chain(prompt: int, *tail: int) -> Tokens:
     return Tokens((1, 9, prompt, 8, *tail), (False,) * 4 + (True,) * len(tail), 4)
 
 
-def main(folder: Path, prompts_per_step: int) -> None:
-    """Three epochs of one step each over four blocks of different sizes."""
+def main(folder: Path, changes: list[str]) -> None:
+    """Three epochs over four blocks of different sizes, one with long chains; goes on where there is a checkpoint."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, initializer_range=0.3, pad_token_id=2))
-    tokens = [chain(20 + i // 4, *range(30 + i, 33 + i + i % 3)) for i in range(16)]
+    tokens = [chain(20 + i // 4, *range(30 + i, 33 + i + i % 3)) for i in range(12)]
+    tokens += [chain(23, *(30 + (i * place) % 31 for place in range(1, 50))) for i in range(12, 16)]
     sides = [((0, 1), (2, 3)), ((4,), (5, 6, 7)), ((8, 9, 10), (11,)), ((12,), (13,))]
     blocks = [Block(str(i), *side) for i, side in enumerate(sides)]
-    changes = ["epochs=3", f"prompts_per_step={prompts_per_step}", "learning_rate=0.01", "block_weight=pairs"]
-    settings = load_settings("smoke", [f"training.{change}" for change in changes])
+    fixed = ["epochs=3", "learning_rate=0.01", "block_weight=pairs", "save_steps=1"]
+    settings = load_settings("smoke", [f"training.{change}" for change in (*fixed, *changes)])
     data = BlockDataset(tokens, blocks, ["t"] * 4, 8, 8, "pairs")
     tokenizer = AutoTokenizer.from_pretrained(embedded_student())
     trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.jsonl", [])
-    trainer.train()
-    if PartialState().is_main_process:
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "c"))
+    if processes().is_main_process:
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         save_file({name: w.contiguous() for name, w in state.items() if "lora" in name}, folder / "lora.safetensors")
         write_json(folder / "curve.json", curve(trainer))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2:])

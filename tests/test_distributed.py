@@ -12,28 +12,69 @@ import torch
 from safetensors.torch import load_file
 
 from fcdpo_utils import store
+from fcdpo_utils.dpo import share_of_a_step
+from fcdpo_utils.profiles import TrainingSettings
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("one_of_several.py")
 
 
-def run(folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Adapters and curve of three steps of four blocks each, shared by so many processes."""
-    folder.mkdir()
+def run(folder: Path, processes: int, *changes: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Adapters and curve of three epochs over four blocks, each step shared by so many processes."""
+    folder.mkdir(exist_ok=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]  # as accelerate does
-    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(folder), str(4 // processes)]
+    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(folder), *changes]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(folder / "lora.safetensors"), store.read_json(folder / "curve.json")
 
 
+def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert some.keys() == others.keys()
+    for name, weights in some.items():
+        assert torch.allclose(weights, others[name], rtol=1e-5, atol=1e-6), name
+
+
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    (alone, curve_alone), (shared, curve_shared) = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
-    assert alone.keys() == shared.keys() and len(curve_alone) == len(curve_shared) == 3
-    for name, weights in alone.items():
-        assert torch.allclose(weights, shared[name], rtol=1e-5, atol=1e-6), name
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("prompts_per_step=4",),  # a process passes two prompts together
+        ("prompts_per_step=1", "accumulation=4"),  # or two, one after the other
+        ("prompts_per_step=2", "row_tokens=64"),  # or one, which one of the two has to split
+    ],
+    ids=" ".join,
+)
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: tuple[str, ...]) -> None:
+    (alone, curve_alone), (shared, curve_shared) = run(tmp_path / "1", 1, *changes), run(tmp_path / "2", 2, *changes)
+    assert_close(alone, shared)
     assert max(float(weights.abs().max()) for name, weights in alone.items() if "lora_B" in name) > 1e-3  # it learnt
-    assert [row["num_pairs"] for row in curve_alone] == [row["num_pairs"] for row in curve_shared] == [11, 22, 33]
-    assert store.read(tmp_path / "two" / "references.jsonl") == store.read(tmp_path / "one" / "references.jsonl")
+    steps = 6 if changes[0] == "prompts_per_step=2" else 3
+    assert len(curve_alone) == len(curve_shared) == steps
+    assert [row["num_pairs"] for row in curve_alone] == [row["num_pairs"] for row in curve_shared]
+    assert curve_alone[-1]["num_pairs"] == 3 * 11
+    assert store.read(tmp_path / "2" / "references.jsonl") == store.read(tmp_path / "1" / "references.jsonl")
+
+
+@pytest.mark.slow
+def test_one_process_finds_what_two_have_done(tmp_path: Path) -> None:
+    """As notebook 04 does after `accelerate launch`."""
+    shared, steps = run(tmp_path, 2, "prompts_per_step=2")
+    (tmp_path / "lora.safetensors").unlink()
+    found, same = run(tmp_path, 1, "prompts_per_step=2")
+    assert_close(found, shared)
+    assert same == steps
+
+
+def test_a_step_is_shared_evenly_or_not_at_all() -> None:
+    def shares(prompts: int, passes: int, processes: int) -> tuple[int, int]:
+        settings = TrainingSettings(prompts_per_step=prompts, accumulation=passes)
+        return share_of_a_step(settings, processes)
+
+    assert shares(4, 1, 1) == (4, 1) and shares(4, 3, 1) == (4, 3)
+    assert shares(4, 1, 2) == (2, 1) and shares(4, 3, 2) == (2, 3) and shares(1, 4, 2) == (1, 2)
+    assert shares(4, 3, 6) == (2, 1) and shares(6, 2, 4) == (3, 1)
+    with pytest.raises(ValueError, match=r"prompts_per_step x training.accumulation is 4: choose a multiple of 3"):
+        shares(1, 4, 3)

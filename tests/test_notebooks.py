@@ -73,14 +73,6 @@ def test_the_completion_record_is_the_last_code_cell(notebook: dict) -> None:
     assert "stage.record(" in cells(notebook, "code")[-1]
 
 
-def test_the_set_up_cell_does_nothing_at_home(notebook: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = tagged(notebook, "setup")
-    first, condition, *_ = [line for line in source.splitlines() if line.strip()]
-    assert first == "import os" and condition.startswith("if ") and "COLAB_RELEASE_TAG" in condition
-    body = source[source.index(condition) :].splitlines()[1:]
-    assert all(line.startswith("    ") for line in body if line)
-
-
 def test_no_helper_is_copied_between_notebooks() -> None:
     names: dict[str, str] = {}
     for path in NOTEBOOKS:

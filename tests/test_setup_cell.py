@@ -42,7 +42,45 @@ def test_the_cell_installs_the_pinned_packages_and_then_the_checkout_without_its
 
 
 def test_the_cell_imports_nothing_that_an_install_could_change() -> None:
-    assert re.findall(r"^\s*(?:import|from) (\w+)", setup_cell(NOTEBOOKS[0]), re.M) == ["os"]
+    assert re.findall(r"^\s*(?:import|from) (\w+)", setup_cell(NOTEBOOKS[0]), re.M) == ["os", "sys"]
+
+
+def run_twice(folder: Path, **variables: str) -> tuple[list[str], list[str]]:
+    """Run the cell twice in one kernel: what the kernel then prints of the package, and what git and pip were asked.
+
+    git "clones" an empty package, pip does nothing.
+    """
+    work = {"git": "mkdir -p fcdpo/notebooks fcdpo/fcdpo_utils; touch fcdpo/fcdpo_utils/__init__.py", "pip": ":"}
+    for name, command in work.items():
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{folder}/asked"\n{command}\n')
+        (folder / name).chmod(0o755)
+    (folder / "asked").touch()
+    code = f"""
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for _ in range(2):
+    shell.run_cell({setup_cell(NOTEBOOKS[0])!r}).raise_error()
+import fcdpo_utils, os
+print(fcdpo_utils.__file__, os.getcwd(), sep="\\n")
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("COLAB", "KAGGLE"))}
+    paths = {"PATH": f"{folder}:{os.environ['PATH']}", "IPYTHONDIR": str(folder), "PYTHONPATH": ""}
+    options = {"cwd": folder, "env": kept | paths | variables, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], check=True, **options)
+    return done.stdout.splitlines()[-2:], (folder / "asked").read_text().splitlines()
+
+
+@pytest.mark.parametrize("host", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_the_running_kernel_finds_the_package_and_a_second_time_nothing_is_done(tmp_path: Path, host: str) -> None:
+    found, asked = run_twice(tmp_path, **{host: "x"})
+    assert found == [str(tmp_path / "fcdpo" / "fcdpo_utils" / "__init__.py"), str(tmp_path / "fcdpo" / "notebooks")]
+    wanted = ("git clone", "pip install", "pip install", "pip uninstall")
+    assert [" ".join(line.split()[:2]) for line in asked] == [*wanted]
+
+
+def test_the_cell_does_nothing_at_home(tmp_path: Path) -> None:
+    (_, place), asked = run_twice(tmp_path)
+    assert place == str(tmp_path) and not asked
 
 
 def test_without_internet_only_attached_wheels_are_used() -> None:

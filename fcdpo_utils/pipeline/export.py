@@ -55,7 +55,8 @@ def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
     except ModelError as error:
         raise ValueError(str(error)) from None
     with quiet():
-        model.merge_and_unload().save_pretrained(folder)
+        # each file is copied in memory before it is written: a 7B model and its copy would not fit beside each other
+        model.merge_and_unload().save_pretrained(folder, max_shard_size="2GB")
     tokenizer.save_pretrained(folder)
 
 
