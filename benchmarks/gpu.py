@@ -267,7 +267,7 @@ def _rate(run: Callable[[], Any], chains: int) -> dict[str, Any]:
         run()  # warm up
         seconds, memory, _ = measured(run)
     lines = said.getvalue().splitlines()
-    notable = [line for line in lines if "chains at a time" in line or "cannot be recorded" in line]
+    notable = [line for line in lines if "chains at a time" in line or "recording a pass failed" in line]
     figures = {"chains_per_second": round(chains / seconds, 3), "peak_gb": round(memory / 1e9, 2)}
     return figures | ({"said": notable[-1]} if notable else {})
 

@@ -342,25 +342,30 @@ class GroupedDPOTrainer(DPOTrainer):
         self._metrics["train"]["passes"].append(passes)
 
     def _record(self, batch: BlockBatch, log_probs: Tensor, rewards: Tensor, tokens: int) -> None:
-        """TRL's metric names; means are over pairs, as TRL's are."""
+        """TRL's metric names; means are over the pairs of all processes in one pass, then, as in TRL, over passes."""
         metrics = self._metrics["train"]
         pair_up = product if self.blocks.all_pairs else zip
         pairs = [pair for sides in batch.rows() for pair in pair_up(*map(_indices, sides))]
         chosen, rejected = (torch.tensor(side, device=rewards.device) for side in zip(*pairs, strict=True))
         margins = rewards[chosen] - rewards[rejected]
-        counts = self.accelerator.reduce(torch.tensor([tokens, len(pairs)], device=rewards.device)).tolist()
-        self._total_train_tokens = max(self._total_train_tokens, self._logged("num_tokens")) + counts[0]
-        self._total_train_pairs = max(self._total_train_pairs, self._logged("num_pairs")) + counts[1]
-        metrics["num_tokens"], metrics["num_pairs"] = [self._total_train_tokens], [self._total_train_pairs]
-        for name, values in {
+        values = {
             "rewards/chosen": rewards[chosen],
             "rewards/rejected": rewards[rejected],
             "rewards/margins": margins,
-            "rewards/accuracies": (margins > 0).float(),
+            "rewards/accuracies": margins > 0,
             "logps/chosen": log_probs[chosen],
             "logps/rejected": log_probs[rejected],
-        }.items():
-            metrics[name].append(values.mean().item())
+        }
+        counts = torch.tensor([tokens, len(pairs)], dtype=torch.float64, device=rewards.device)
+        sums = torch.stack([value.double().sum() for value in values.values()])
+        total_tokens, total_pairs, *totals = self.accelerator.reduce(
+            torch.cat([counts, sums])
+        ).tolist()  # all processes
+        self._total_train_tokens = max(self._total_train_tokens, self._logged("num_tokens")) + int(total_tokens)
+        self._total_train_pairs = max(self._total_train_pairs, self._logged("num_pairs")) + int(total_pairs)
+        metrics["num_tokens"], metrics["num_pairs"] = [self._total_train_tokens], [self._total_train_pairs]
+        for name, total in zip(values, totals, strict=True):
+            metrics[name].append(total / total_pairs)
 
     def _logged(self, name: str) -> int:
         """The last total of that name, of a run that was killed."""
@@ -415,13 +420,16 @@ def pair_dataset(tokens: Sequence[Tokens], pairs: Sequence[tuple[int, int]]) -> 
     return Dataset.from_list([row(tokens[chosen], tokens[rejected]) for chosen, rejected in pairs])
 
 
-def processes(**options: Any) -> PartialState:
-    """This process among those that train together, alone or by `accelerate launch`; `options` of the first call."""
+def distributed_state(**options: Any) -> PartialState:
+    """This process among those that `accelerate launch` started, or alone; `options` count in the first call.
+
+    Without a GPU accelerate sees the others only where it is told that the CPU is meant.
+    """
     return PartialState(cpu=not torch.cuda.is_available(), **options)
 
 
 def share_of_a_step(training: TrainingSettings, count: int) -> tuple[int, int]:
-    """(prompts passed together, passes) of each of `count` processes, which take a step together.
+    """(batch size, gradient accumulation steps) of each of `count` processes, which take a step together.
 
     Raises ValueError where a step's prompts cannot be shared evenly.
     """
@@ -436,7 +444,7 @@ def share_of_a_step(training: TrainingSettings, count: int) -> tuple[int, int]:
 def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: torch.dtype) -> DPOConfig:
     """TRL's configuration for these settings; mixed precision only where the device profits from it."""
     training, cuda = settings.training, torch.cuda.is_available()
-    prompts, passes = share_of_a_step(training, processes().num_processes)
+    batch_size, accumulation = share_of_a_step(training, distributed_state().num_processes)
     args = DPOConfig(
         output_dir=str(output_dir),
         learning_rate=training.learning_rate,
@@ -444,8 +452,8 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(training.warmup * steps),
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=prompts,
-        gradient_accumulation_steps=passes,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
         beta=training.beta,
         loss_type=["sigmoid", "sft"],
         loss_weights=[training.dpo_weight, training.sft_weight],
@@ -458,7 +466,8 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         logging_steps=1,
         save_steps=training.save_steps,
         save_total_limit=1,
-        ddp_broadcast_buffers=False,  # once a pass: processes that split a batch into fewer parts would be waited for
+        # a collective in every forward pass: processes that split batches into different numbers of parts would hang
+        ddp_broadcast_buffers=False,
         seed=settings.seed,
         report_to="none",
         disable_tqdm=True,
@@ -543,7 +552,7 @@ def build_trainer(
         trainer = StockDPOTrainer(train_dataset=pair_dataset(blocks.tokens, pairs), data_collator=collator, **common)
     else:
         sequences = [blocks.tokens[index] for index in used]
-        with processes().main_process_first(), _as_in_training(model):  # the others read what it has stored
+        with distributed_state().main_process_first(), _as_in_training(model):  # the others read what it has stored
             reference_cache = ReferenceCache(cache, model_digest(model))
             values = reference_log_probs(model, sequences, reference_cache, training.row_tokens, progress)
         reference = dict(zip(used, values, strict=True))

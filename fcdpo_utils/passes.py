@@ -26,14 +26,13 @@ ATTENTION = "shared_prefix"
 _GROWTH = 64  # cache positions allocated at a time; products with a part of a buffer would copy it
 _GROWTH_RECORDED = 256  # each growth makes all recordings anew
 _PAIRS = 1 << 20  # of a query with a key, in one padded group of chunks: bounds its memory
-_CHUNK, _CHUNKS = (
-    32,
-    8,
-)  # most tokens of a chunk, and most chunks, of a recorded pass; what exceeds them is not recorded
+_CHUNK = 32  # most tokens of a chunk of a recorded pass
+_CHUNKS = 8  # most chunks of a recorded pass; what exceeds one of the two is not recorded
 _MET = 2  # times that a shape is passed before it is recorded
 
 Pass = Callable[[], Tensor]
 Recorder = Callable[[Pass], Pass]
+NewRecorder = Callable[[], Recorder]
 
 
 @dataclass(kw_only=True)
@@ -80,7 +79,7 @@ _Prefix = tuple[Tensor, Tensor] | None  # keys and values of the shared prompt t
 class _RowLayer(CacheLayerMixin):
     """One layer's keys and values: a prefix stored once, (kv_heads, prefix, dim), and (rows, kv_heads, slots, dim).
 
-    There is one row more than the largest batch has: padding is cached there, and nobody reads it.
+    `spare`: rows beyond those of the largest batch, for padding; nobody reads them.
     """
 
     is_compileable = False
@@ -88,6 +87,7 @@ class _RowLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.prefix: _Prefix = None
+        self.spare = 0
         self.buffers: list[Tensor] = []
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -102,7 +102,7 @@ class _RowLayer(CacheLayerMixin):
         batch, slots = plan.visible.shape
         for index, new in enumerate((keys, values)):
             if len(self.buffers) <= index:
-                self.buffers.append(new.new_zeros(batch + 1, new.shape[1], slots, new.shape[3]))
+                self.buffers.append(new.new_zeros(batch + self.spare, new.shape[1], slots, new.shape[3]))
             elif (old := self.buffers[index]).shape[2] < slots:
                 more = old.new_zeros(*old.shape[:2], slots - old.shape[2], old.shape[3])
                 self.buffers[index] = torch.cat([old, more], dim=2)
@@ -199,8 +199,8 @@ def _attend(query: Tensor, own: list[Tensor], prefix: _Prefix, visible: Tensor, 
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
-def allocated(tokens: int, recorded: bool) -> int:
-    """How many places of a cache row so many tokens take."""
+def slots_for(tokens: int, recorded: bool) -> int:
+    """How many places a cache row gets for so many tokens."""
     growth = _GROWTH_RECORDED if recorded else _GROWTH
     return -(-tokens // growth) * growth
 
@@ -208,11 +208,11 @@ def allocated(tokens: int, recorded: bool) -> int:
 class Passes:
     """Passes over the rows of one batch, with their cache; `offset` is the length of the `prefix` that all share.
 
-    No pass may have more rows than the first. `recorder`: makes what records a pass of fixed shapes and returns what
-    replays it, see `recorder_on`; None: nothing is recorded. `close` it: recordings hold the cache, and the other way.
+    No pass may have more rows than the first. `new_recorder`: see `new_recorder_on`; None: nothing is recorded. `close`
+    it after use: it and its recordings refer to each other, so their memory would wait for the garbage collection.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix: list[int], recorder: Callable[[], Recorder] | None = None):
+    def __init__(self, model: PreTrainedModel, prefix: list[int], new_recorder: NewRecorder | None = None):
         self.model, self.offset, self.slots = model, 0, 0
         self.cache = Cache(layers=[_RowLayer() for _ in range(model.config.num_hidden_layers)])
         self.recordings: _Recordings | None = None
@@ -221,12 +221,15 @@ class Passes:
             for layer in self.cache.layers:
                 layer.freeze_prefix(len(prefix))
             self.offset, self.slots = len(prefix), 0
-        self.recordings = _Recordings(self, recorder) if recorder else None
+        if new_recorder is not None:
+            self.recordings = _Recordings(self, new_recorder)
+            for layer in self.cache.layers:
+                layer.spare = 1
 
     def feed(self, rows: Sequence[Row]) -> Tensor:
         """Feed what every row has pending; returns next-token logits, (rows, vocabulary) in float32."""
         longest = max(row.cached + len(row.pending) for row in rows)
-        self.slots = max(self.slots, allocated(longest, self.recordings is not None))
+        self.slots = max(self.slots, slots_for(longest, self.recordings is not None))
         logits = self.recordings.feed(rows) if self.recordings else None
         if logits is None:
             logits = self._feed(rows)
@@ -237,8 +240,6 @@ class Passes:
 
     def close(self) -> None:
         """Let go of all recordings."""
-        if self.recordings:
-            self.recordings.made.clear()
         self.recordings = None
 
     def move(self, sources: list[int], targets: list[int]) -> None:
@@ -300,17 +301,21 @@ class Passes:
 class _Recordings:
     """The recorded passes of a batch, by their shape: (rows, chunks)."""
 
-    def __init__(self, passes: Passes, recorder: Callable[[], Recorder]):
-        self.passes, self.recorder = passes, recorder
-        self.record: Recorder | None = recorder()
-        self.most = self.width = self.slots = 0  # rows of the largest batch, and of those to come
+    def __init__(self, passes: Passes, new_recorder: NewRecorder):
+        self.passes, self.new_recorder = passes, new_recorder
+        self.record: Recorder | None = new_recorder()
+        self.most = self.width = self.slots = 0  # rows of the largest batch and of those to come; places in a cache row
         self.met: Counter[tuple[int, int]] = Counter()
         self.made: dict[tuple[int, int], _Recorded] = {}
 
     def feed(self, rows: Sequence[Row]) -> Tensor | None:
         """As `Passes.feed`, by the smallest recording that holds these rows; None where there is none, or not yet."""
+        if self.record is None:
+            return None
+        if self.slots < self.passes.slots:
+            self._start_anew()
         shape = self._shape(rows)
-        if self.record is None or shape is None:
+        if shape is None:
             return None
         self.met[shape] += 1
         if self.met[shape] <= _MET:
@@ -323,18 +328,21 @@ class _Recordings:
             recorded.replay = recorded.replay or self.record(recorded.run)
         except RuntimeError as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            print(f"passes cannot be recorded on this device, going on without: {reason}", flush=True)
+            print(f"recording a pass failed, going on without: {reason}", flush=True)
             self.record = None
             self.made.clear()
             return recorded.run()[: len(rows)]
         return recorded.replay()[: len(rows)]
 
+    def _start_anew(self) -> None:
+        """After the cache has grown: recordings know the smaller one, and a pool without graphs takes no new ones."""
+        self.slots = self.passes.slots
+        self.met.clear()
+        self.made.clear()
+        self.record = self.new_recorder()
+
     def _shape(self, rows: Sequence[Row]) -> tuple[int, int] | None:
-        if self.slots < self.passes.slots and self.record is not None:
-            self.slots = self.passes.slots
-            self.met.clear()
-            self.made.clear()  # they know the smaller buffers
-            self.record = self.recorder()
+        """(rows, chunks) of the smallest pass that holds what these rows have pending; None if it is not recorded."""
         self.most = self.most or len(rows)
         self.width = self.width or len(rows)
         while 2 * len(rows) <= self.width:
@@ -390,8 +398,8 @@ class _Recorded:
         return self.passes.logits(ids, _Plan(owners, slots, last, places < lengths[:, None], chunks))
 
 
-def recorder_on(device: torch.device) -> Callable[[], Recorder] | None:
-    """What makes a recorder of passes on this device; None on a CPU."""
+def new_recorder_on(device: torch.device) -> NewRecorder | None:
+    """What makes a recorder: it records a pass of fixed shapes, and returns what replays it. None on a CPU."""
     return partial(cuda_graphs, device) if device.type == "cuda" else None
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fcdpo_utils.agent import CallFormat, Chain, Episode, prompt
 from fcdpo_utils.functions import Toolset
 from fcdpo_utils.memory import available_bytes, places
-from fcdpo_utils.passes import ATTENTION, Passes, Row, allocated, recorder_on
+from fcdpo_utils.passes import ATTENTION, Passes, Row, new_recorder_on, slots_for
 from fcdpo_utils.students import Shape
 from fcdpo_utils.tokens import encode_text, render
 from fcdpo_utils.tool_calls import read_message
@@ -118,14 +118,14 @@ def _run(
 
     longest = max(map(len, prompts.values())) - shared
     longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + _RESULT_TOKENS)
-    recorder = recorder_on(model.device) if sampling.cuda_graphs else None
-    longest = allocated(longest, recorder is not None)
-    together = min(_places(model, longest, sampling.batch_size), len(rows))
+    new_recorder = new_recorder_on(model.device) if sampling.cuda_graphs else None
+    longest = slots_for(longest, new_recorder is not None)
+    together = min(_places(model, longest, sampling.batch_size, spare=int(new_recorder is not None)), len(rows))
     started = [start() for _ in range(together) if admit()]
     if not started:
         return
     room = model.config.max_position_embeddings - shared - sampling.turn_tokens
-    with closing(Passes(model, next(iter(prompts.values()))[:shared], recorder)) as passes:
+    with closing(Passes(model, next(iter(prompts.values()))[:shared], new_recorder)) as passes:
         while started:
             for row, token in zip(started, _choose(passes.feed(started), started, sampling), strict=True):
                 row.turn.append(token)
@@ -152,12 +152,12 @@ def _without_finished(rows: list[_Chain], passes: Passes) -> list[_Chain]:
     return rows[:count]
 
 
-def _places(model: PreTrainedModel, longest: int, wanted: int) -> int:
+def _places(model: PreTrainedModel, longest: int, wanted: int, spare: int) -> int:
     """How many chains advance together: as many as wanted, fewer where a GPU has no room for so many long ones."""
     available, shape = available_bytes(model.device), Shape.of(model.config)
     if available is None or shape is None:
         return wanted
-    found = max(1, places(shape, longest, available, model.dtype.itemsize) - 1)  # the cache has a row to spare
+    found = max(1, places(shape, longest, available, model.dtype.itemsize) - spare)
     if found < wanted:
         print(f"{found} chains at a time in place of {wanted}: {available / 1e9:.1f} GB are left", flush=True)
     return min(found, wanted)

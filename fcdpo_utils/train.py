@@ -4,8 +4,9 @@ Ablation arms and further rounds train through it, and so does a run on several 
 
     accelerate launch -m fcdpo_utils.train --profile paper
 
-A step is the same whoever shares it: notebook 04 then finds the last checkpoint of a finished training, and one that
-was interrupted goes on with any number of GPUs. Knows nothing of how the data were made or what comes after.
+A step has the same prompts however many share it (but for the last one of an epoch that does not divide evenly, where
+some come twice): notebook 04 then finds the last checkpoint of a finished training, and one that was interrupted goes
+on with another number of GPUs, or one. Knows nothing of how the data were made or what comes after.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fcdpo_utils.artifacts import (
     tokenise,
     training_identity,
 )
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, processes, progress_callback
+from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, distributed_state, last_checkpoint, progress_callback
 from fcdpo_utils.models import CACHE, ModelError, describe, free_memory, load_student
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.profiles import Settings, SettingsError, load_settings
@@ -103,11 +104,11 @@ def train_student(
         done = store.read_json(record)
         if (done.get("identity"), done.get("adapter")) == (identity, store.file_digest(weights)):
             return done
-    all_of_us = processes()
-    all_of_us.wait_for_everyone()  # all have looked
-    if all_of_us.is_main_process:
+    state = distributed_state()
+    state.wait_for_everyone()  # all have looked
+    if state.is_main_process:
         record.unlink(missing_ok=True)  # it never speaks of another adapter than the one beside it
-    with all_of_us.main_process_first():  # which may have a file to convert
+    with state.main_process_first():  # which may have a file to convert
         model, tokenizer = load_student(settings.student, start, trainable=True)
     student = describe(model)
     tokens = tokenise(preferences, prompts, tokenizer, settings.training.mask_results)
@@ -118,10 +119,10 @@ def train_student(
     trainer.add_callback(progress_callback(progress("training step")))
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     trainer.save_model(str(folder / "adapter"))
-    all_of_us.wait_for_everyone()
+    state.wait_for_everyone()
     made = {"identity": identity, "adapter": store.file_digest(weights), "student": student}
     summary = made | training_summary(trainer, dataset, len(pairs), settings)
-    if all_of_us.is_main_process:
+    if state.is_main_process:
         store.write_json(record, summary)
     return summary
 
@@ -139,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="as for fcdpo run")
     parser.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
     options = parser.parse_args(arguments)
-    processes(timeout=timedelta(hours=6))  # the others wait while the first one downloads, and passes the references
+    distributed_state(
+        timeout=timedelta(hours=6)
+    )  # the others wait while the first one downloads, and passes the references
     try:
         settings = load_settings(options.profile, options.set)
         folder = options.run_dir or ROOT / "outputs" / options.profile
@@ -149,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SettingsError, ModelError, store.StoreError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
-    if processes().is_main_process:
+    if distributed_state().is_main_process:
         print(f"{made['steps']} steps, {made['pairs']} pairs, adapter in {folder / 'adapter'}")
     return 0
 
@@ -158,7 +161,7 @@ def _print_progress(label: str) -> Report:
     """A line for every twentieth part, from the main process alone."""
 
     def report(done: int, total: int, note: str = "") -> None:
-        if processes().is_main_process and done % max(total // 20, 1) == 0:
+        if distributed_state().is_main_process and done % max(total // 20, 1) == 0:
             print(f"{label} {done}/{total}", flush=True)
 
     return report

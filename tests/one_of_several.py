@@ -1,4 +1,4 @@
-"""One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER, settings of training."""
+"""One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER STEPS SETTING..."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, last_checkpoint, processes
+from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, distributed_state, last_checkpoint
 from fcdpo_utils.models import embedded_student
 from fcdpo_utils.preferences import Block
 from fcdpo_utils.profiles import load_settings
@@ -22,7 +29,17 @@ def chain(prompt: int, *tail: int) -> Tokens:
     return Tokens((1, 9, prompt, 8, *tail), (False,) * 4 + (True,) * len(tail), 4)
 
 
-def main(folder: Path, changes: list[str]) -> None:
+class StopAfter(TrainerCallback):
+    """Ends the training after so many steps, as if it had been killed; 0: not."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args: object, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_training_stop |= state.global_step == self.steps
+
+
+def main(folder: Path, stop_after: int, changes: list[str]) -> None:
     """Three epochs over four blocks of different sizes, one with long chains; goes on where there is a checkpoint."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -36,12 +53,13 @@ def main(folder: Path, changes: list[str]) -> None:
     data = BlockDataset(tokens, blocks, ["t"] * 4, 8, 8, "pairs")
     tokenizer = AutoTokenizer.from_pretrained(embedded_student())
     trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.jsonl", [])
+    trainer.add_callback(StopAfter(stop_after))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "c"))
-    if processes().is_main_process:
+    if distributed_state().is_main_process:
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         save_file({name: w.contiguous() for name, w in state.items() if "lora" in name}, folder / "lora.safetensors")
         write_json(folder / "curve.json", curve(trainer))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

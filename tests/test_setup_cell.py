@@ -71,22 +71,27 @@ print(fcdpo_utils.__file__, os.getcwd(), sep="\\n")
 
 
 @pytest.mark.parametrize("host", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
-def test_the_running_kernel_finds_the_package_and_a_second_time_nothing_is_done(tmp_path: Path, host: str) -> None:
+def test_the_running_kernel_finds_the_package_and_a_second_time_it_is_fetched_no_more(
+    tmp_path: Path, host: str
+) -> None:
     found, asked = run_twice(tmp_path, **{host: "x"})
     assert found == [str(tmp_path / "fcdpo" / "fcdpo_utils" / "__init__.py"), str(tmp_path / "fcdpo" / "notebooks")]
-    wanted = ("git clone", "pip install", "pip install", "pip uninstall")
-    assert [" ".join(line.split()[:2]) for line in asked] == [*wanted]
+    installed = ["pip install", "pip install", "pip uninstall"]  # again, in case the first time failed
+    assert [" ".join(line.split()[:2]) for line in asked] == ["git clone", *installed, *installed]
 
 
-def test_the_cell_does_nothing_at_home(tmp_path: Path) -> None:
-    (_, place), asked = run_twice(tmp_path)
+@pytest.mark.parametrize("variables", [{}, {"COLAB_RELEASE_TAG": "x", "FCDPO_RUN": "x"}], ids=["at home", "fcdpo run"])
+def test_the_cell_does_nothing_where_all_is_set_up(tmp_path: Path, variables: dict[str, str]) -> None:
+    (_, place), asked = run_twice(tmp_path, **variables)
     assert place == str(tmp_path) and not asked
 
 
 def test_without_internet_only_attached_wheels_are_used() -> None:
     source = setup_cell(NOTEBOOKS[0])
     assert source.index("PIP_NO_INDEX") < source.index("git clone") < source.index("pip install")
-    assert "!test -d fcdpo || cp -r {attached}/fcdpo ." in source  # so that nothing is left to clone
+    assert (
+        "!test -d fcdpo || ! test -d {attached} || cp -r {attached}/fcdpo ." in source
+    )  # so that nothing is left to clone
 
 
 def pretend_installed(site: Path, name: str, version: str) -> None:

@@ -145,7 +145,9 @@ class EvaluationSettings(_Group):
 
     batch_size: int = Field(default=64, ge=1)
     turn_tokens: int = Field(default=48, ge=8)
-    cuda_graphs: bool = Field(default=False, description="record passes on a GPU and replay them; untried on one")
+    cuda_graphs: bool = Field(
+        default=False, description="record passes on a GPU and replay them; not yet tried on a GPU"
+    )
 
 
 class ArmSettings(_Group):
