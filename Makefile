@@ -14,8 +14,9 @@ GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k
 demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
 
+# a process per core, each computing on one thread: threads of several processes on one core wait for each other
 test: $(READY)
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup --durations 30 -m 'not nightly'
 
 setup: $(READY)
 

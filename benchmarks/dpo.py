@@ -8,8 +8,6 @@ and building the trainer. The embedded student on prompts and chains of the demo
 Mistral-7B's shape.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc
@@ -31,24 +29,27 @@ import torch
 from datasets import disable_progress_bars
 from transformers import PreTrainedModel, PrinterCallback
 
-from fcdpo_utils.agent import prompt, run_calls
-from fcdpo_utils.dpo import (
-    BlockDataset,
+from fcdpo_utils import engine
+from fcdpo_utils.dataset import GroupDataset
+from fcdpo_utils.episode import Chain, prompt, run_calls
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.preferences import Completion, Pair, Preferences, PromptGroup
+from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.settings import PreferenceSettings, Settings, StudentSettings
+from fcdpo_utils.students import load_student, quiet
+from fcdpo_utils.teacher import SampleRequest
+from fcdpo_utils.teachers.scripted import ScriptedTeacher
+from fcdpo_utils.tokens import Tokens, encode_chat
+from fcdpo_utils.trainer import (
     PolicyMaskCollator,
     StockDPOTrainer,
     build_trainer,
+    curve,
     float32_adapters,
     lora_config,
     pair_dataset,
     training_arguments,
 )
-from fcdpo_utils.models import load_student, quiet
-from fcdpo_utils.preferences import Block
-from fcdpo_utils.profiles import Settings, StudentSettings, load_settings
-from fcdpo_utils.tasks import TASKS
-from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.teachers import Job, ScriptedTeacher
-from fcdpo_utils.tokens import Tokens, encode_chat
 
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
@@ -58,7 +59,7 @@ TIMED_PAIRS = {"trl": 16, "trl_precomputed": 64}  # of more, TRL gets a sample, 
 # ---- the work
 
 
-def demo_block(tokenizer: Any, size: int) -> list[Tokens]:
+def demo_group(tokenizer: Any, size: int) -> list[Tokens]:
     """`size` correct and `size` incorrect distinct chains of a logic problem of the demo of middle length."""
     task = TASKS["fol"]
     problems = sorted(task.generate(31, "train", 0, levels=(1, 2, 3)), key=lambda p: len(p.question))
@@ -76,7 +77,7 @@ def _chains(problem: Problem, size: int) -> list[Any]:
         calls = task.gold_calls(problem, rng if number else None)
         for _ in range(rng.randint(0, 2) if number else 0):
             calls.insert(rng.randrange(len(calls) - 2), query)
-        for chain in (run_calls(task, problem, calls), teacher.sample(Job(task, problem, number)).chain):
+        for chain in (run_calls(task, problem, calls), teacher.sample(SampleRequest(task, problem, number)).chain):
             found[chain.sound].setdefault(chain.steps, chain)
         if min(map(len, found.values())) >= size:
             return [chain for kind in (True, False) for chain in list(found[kind].values())[:size]]
@@ -87,13 +88,16 @@ def _chains(problem: Problem, size: int) -> list[Any]:
 
 
 def run_ours(
-    model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], blocks: list[Block], settings: Settings
+    model: PreTrainedModel, tokenizer: Any, tokens: list[Tokens], groups: list[PromptGroup], settings: Settings
 ) -> Any:
-    size = max(len(block.chosen) for block in blocks)
+    nothing = Chain("p", (), "no_answer", None, False, False)  # what the chains say does not matter, their tokens do
+    completions = tuple(Completion("p", "task", True, nothing) for _ in tokens)
+    size = max(len(group.chosen) for group in groups)
+    options = PreferenceSettings(max_chosen=size, max_rejected=size)
     with tempfile.TemporaryDirectory() as folder:
-        data = BlockDataset(tokens, blocks, ["task"] * len(blocks), size, size)
+        data = GroupDataset(Preferences(completions, tuple(groups)), tokens, options)
         cache = Path(folder) / "cache.jsonl"
-        trainer = build_trainer(model, tokenizer, data, settings, Path(folder), cache, [])
+        trainer = build_trainer(model, tokenizer, data, settings, Path(folder), cache, engine)
         trainer.train()
     return trainer
 
@@ -102,7 +106,7 @@ def run_trl(
     model: PreTrainedModel,
     tokenizer: Any,
     tokens: list[Tokens],
-    pairs: list[tuple[int, int]],
+    pairs: list[Pair],
     settings: Settings,
     precompute: bool,
     batch: int = 1,
@@ -112,7 +116,6 @@ def run_trl(
     with tempfile.TemporaryDirectory() as folder:
         args = training_arguments(settings, Path(folder), 1, model.dtype)
         args.precompute_ref_log_probs = precompute
-        args.remove_unused_columns = True
         args.per_device_train_batch_size = args.precompute_ref_batch_size = batch
         args.gradient_accumulation_steps = math.ceil(len(pairs) / batch)
         torch.manual_seed(settings.seed)
@@ -157,7 +160,7 @@ def _peak_resident() -> int:
 
 def product_flops(dtype: torch.dtype) -> float:
     """FLOP/s of large matrix products, into memory that is there already."""
-    size = 8192 if CUDA else 2048
+    size = 8192 if CUDA else 1024
     a, out = (torch.randn(size, size, dtype=dtype, device="cuda" if CUDA else "cpu") for _ in range(2))
     return 2 * size**3 * repeats_per_second(lambda: torch.mm(a, a, out=out))
 
@@ -195,21 +198,21 @@ def work_of(
     model: PreTrainedModel,
     tokenizer: Any,
     tokens: list[Tokens],
-    pairs: list[tuple[int, int]],
+    pairs: list[Pair],
     settings: Settings,
 ) -> Callable[[], Any]:
-    """The training run of one method; TRL's on `pairs`, ours on the whole block."""
+    """The training run of one method; TRL's on `pairs`, ours on the whole group."""
     if method == "ours":
         size = len(tokens) // 2
-        block = Block("p", tuple(range(size)), tuple(range(size, 2 * size)))
-        return partial(run_ours, model, tokenizer, tokens, [block], settings)
+        group = PromptGroup("p", tuple(range(size)), tuple(range(size, 2 * size)))
+        return partial(run_ours, model, tokenizer, tokens, [group], settings)
     return partial(run_trl, model, tokenizer, tokens, pairs, settings, method == "trl_precomputed")
 
 
 def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int, peak: float) -> dict[str, Any]:
     """One row of the report: medians of `repeats` runs; TRL's long ones (k = l of 4 and more) run once."""
-    tokens = demo_block(tokenizer, size)
-    settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
+    tokens = demo_group(tokenizer, size)
+    settings = load_settings("cpu", ["training.prompts_per_step=1", "training.pack_tokens=6000"])
     pairs = list(product(range(size), range(size, 2 * size)))
     row: dict[str, Any] = {"k": size, "l": size, "pairs": len(pairs)}
     base = model
@@ -218,7 +221,7 @@ def measure_size(model: PreTrainedModel, tokenizer: Any, size: int, repeats: int
         sample = random.Random(0).sample(pairs, min(TIMED_PAIRS.get(method, len(pairs)), len(pairs)))
         for _ in range(repeats if method == "ours" or size < 4 else 1):
             took, peak_bytes, trainer = measured(work_of(method, base, tokenizer, tokens, sample, settings))
-            loss, passed = trainer.state.log_history[0]["loss"], trainer._total_train_tokens
+            loss, passed = trainer.state.log_history[0]["loss"], curve(trainer)[-1]["num_tokens"]
             base = trainer.model.unload()
             if len(sample) < len(pairs):
                 first, _, trainer = measured(work_of(method, base, tokenizer, tokens, sample[:1], settings))

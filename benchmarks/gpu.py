@@ -5,14 +5,11 @@
     python benchmarks/gpu.py --only training rollouts      some parts; the others stay in the file
     python benchmarks/gpu.py --tiny --json FILE            a rehearsal on any machine, with two narrow layers
 
-hardware: what copies and matrix products reach. training: DPO on all pairs of blocks of 8 x 8 chains (a prompt of 600
+hardware: what copies and matrix products reach. training: DPO on all pairs of groups of 8 x 8 chains (a prompt of 600
 tokens, completions of 250), ours against TRL, and what the memory model told. rollouts: chains of ten turns of 32
-tokens, ours (plain, and with passes recorded as CUDA graphs) against microchain's Agent and against `generate` on the
-whole batch. pipeline: the demo's profile, plain and with recorded passes. What fails is recorded as failed, with its
-reason, and loses nothing else.
+tokens, ours against microchain's Agent and against `generate` on the whole batch. pipeline: the demo's profile. What
+fails is recorded as failed, with its reason, and loses nothing else.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -46,17 +43,19 @@ from transformers import (
 )
 
 from fcdpo_utils import store
-from fcdpo_utils.agent import Limits, prompt
-from fcdpo_utils.dpo import fit_to_device
-from fcdpo_utils.memory import TrainingMemory
-from fcdpo_utils.models import embedded_student, four_bit, free_memory, quiet
-from fcdpo_utils.preferences import Block
-from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.provenance import ROOT, commit
-from fcdpo_utils.rollout import Chat
-from fcdpo_utils.students import STUDENTS, Shape
-from fcdpo_utils.tasks import Problem
+from fcdpo_utils.engine.memory import ModelDims, TrainingMemory, fit
+from fcdpo_utils.engine.rollout import Chat
+from fcdpo_utils.episode import PYTHON_CALLS, Limits, prompt
+from fcdpo_utils.fingerprint import ROOT
+from fcdpo_utils.lab.grid import slug
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.pipeline.manifest import commit
+from fcdpo_utils.preferences import Pair, PromptGroup
+from fcdpo_utils.problems import Problem
+from fcdpo_utils.settings import Settings
+from fcdpo_utils.students import embedded_student, four_bit, free_memory, known_students, quiet
 from fcdpo_utils.tokens import Tokens, encode_text, render
+from fcdpo_utils.trainer import curve
 
 DEVICE = "cuda" if CUDA else "cpu"
 CHAINS = 8  # correct ones of a prompt, and as many incorrect ones
@@ -77,7 +76,9 @@ def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 # ---- the model
 
 
-def random_student(shape: Shape, vocabulary: int, folder: Path, half: torch.dtype, quantised: bool) -> PreTrainedModel:
+def random_student(
+    dims: ModelDims, vocabulary: int, folder: Path, half: torch.dtype, quantised: bool
+) -> PreTrainedModel:
     """Mistral's architecture with random weights, in NF4 or 16 bits.
 
     Written to `folder` one layer at a time and loaded from there, as real weights are: no moment needs all of them in
@@ -85,11 +86,11 @@ def random_student(shape: Shape, vocabulary: int, folder: Path, half: torch.dtyp
     """
     config = MistralConfig(
         vocab_size=vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
+        hidden_size=dims.hidden,
+        intermediate_size=dims.intermediate,
+        num_hidden_layers=dims.layers,
+        num_attention_heads=dims.heads,
+        num_key_value_heads=dims.kv_heads,
         sliding_window=None,
         dtype=half,
     )
@@ -129,14 +130,16 @@ def hardware() -> dict[str, Any]:
     target = torch.empty_like(source)
     rate = repeats_per_second(lambda: target.copy_(source))
     report = {"copy_gb_per_second": round(2 * source.nbytes * rate / 1e9, 1)}  # read and written
-    for half in (torch.float16, torch.bfloat16) if CUDA else (torch.bfloat16,):
+    for half in (torch.float16, torch.bfloat16) if CUDA else (torch.float32,):
         report[f"{str(half).removeprefix('torch.')}_tflops"] = round(product_flops(half) / 1e12, 2)
     return report
 
 
-def random_blocks(count: int, vocabulary: int, prompt_tokens: int, completion_tokens: int) -> tuple[list, list]:
-    """Tokens and blocks: random chains in turns of 15 policy and 10 environment tokens, each prompt its own."""
-    rng, tokens, blocks = random.Random(0), [], []
+def random_groups(
+    count: int, vocabulary: int, prompt_tokens: int, completion_tokens: int
+) -> tuple[list[Tokens], list[PromptGroup]]:
+    """Tokens and groups: random chains in turns of 15 policy and 10 environment tokens, each prompt its own."""
+    rng, tokens, groups = random.Random(0), [], []
     policy = tuple(index % 25 < 15 for index in range(completion_tokens))
     flags = (*[False] * prompt_tokens, *policy)
     for number in range(count):
@@ -146,22 +149,22 @@ def random_blocks(count: int, vocabulary: int, prompt_tokens: int, completion_to
             ids = (*start, *(rng.randrange(10, vocabulary) for _ in policy))
             tokens.append(Tokens(ids, flags, prompt_tokens))
         chosen = tuple(range(first, first + CHAINS))
-        blocks.append(Block(str(number), chosen, tuple(range(first + CHAINS, first + 2 * CHAINS))))
-    return tokens, blocks
+        groups.append(PromptGroup(str(number), chosen, tuple(range(first + CHAINS, first + 2 * CHAINS))))
+    return tokens, groups
 
 
 def training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: bool) -> dict[str, Any]:
-    """An epoch on all pairs of some blocks: ours, and TRL with precomputed references on a sample of the pairs.
+    """An epoch on all pairs of some groups: ours, and TRL with precomputed references on a sample of the pairs.
 
-    Building a trainer takes seconds, and that of one block or a few pairs is subtracted: `pairs_per_second` is what
+    Building a trainer takes seconds, and that of one group or a few pairs is subtracted: `pairs_per_second` is what
     a long run does. `seconds` is the whole of ours.
     """
-    count, sizes = (3, (60, 50)) if tiny else (8, (600, 250))
-    tokens, blocks = random_blocks(count, model.config.vocab_size, *sizes)
-    settings = load_settings("cpu", ["training.prompts_per_step=1", "training.row_tokens=6000"])
-    pairs = [pair for block in blocks for pair in product(block.chosen, block.rejected)]
+    count, sizes = (6, (100, 120)) if tiny else (8, (600, 250))
+    tokens, groups = random_groups(count, model.config.vocab_size, *sizes)
+    settings = load_settings("cpu", ["training.prompts_per_step=1", "training.pack_tokens=6000"])
+    pairs = [pair for group in groups for pair in product(group.chosen, group.rejected)]
     report: dict[str, Any] = {"pairs": len(pairs)}
-    report |= attempt(lambda: _ours(model, tokenizer, tokens, blocks, settings))
+    report |= attempt(lambda: _ours(model, tokenizer, tokens, groups, settings))
     sample = random.Random(0).sample(pairs, 8 if tiny else 32)
     trials = []
     for checkpointing, batch in list(product((False, True), TRL_BATCHES))[: 2 if tiny else None]:
@@ -183,38 +186,38 @@ def _ours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tokens: list[Tokens],
-    blocks: list[Block],
+    groups: list[PromptGroup],
     settings: Settings,
 ) -> dict[str, Any]:
-    half, count = model.dtype, len(blocks)
-    fitted = fit_to_device(model, max(len(sequence.ids) for sequence in tokens), settings.training)
+    half, count = model.dtype, len(groups)
+    fitted = fit(model, max(len(sequence.ids) for sequence in tokens), settings.training)
     run = partial(run_ours, model, tokenizer, tokens, settings=settings)
-    run(blocks=blocks[:1]).model.unload()  # warm up
-    once, _, trainer = measured(partial(run, blocks=blocks[:1]))
+    run(groups=groups[:1]).model.unload()  # warm up
+    once, _, trainer = measured(partial(run, groups=groups[:1]))
     trainer.model.unload()
     del trainer
-    seconds, memory, trainer = measured(partial(run, blocks=blocks))
-    passed = int(trainer._total_train_tokens)
+    seconds, memory, trainer = measured(partial(run, groups=groups))
+    passed = curve(trainer)[-1]["num_tokens"]
     trainer.model.unload()
-    each = (seconds - once) / (count - 1)  # a block
+    each = (seconds - once) / (count - 1)  # a group
     checkpointing = bool(fitted.gradient_checkpointing)
-    told = TrainingMemory(Shape.of(model.config), True, fitted.lora_rank, checkpointing, half.itemsize)
+    told = TrainingMemory(ModelDims.of(model.config), True, fitted.lora_rank, checkpointing, half.itemsize)
     scored = sum(map(sum, (sequence.policy for sequence in tokens)))
     flops = useful_flops(model, passed, scored) / count
-    row = min(passed // count, fitted.row_tokens)
+    pack = min(passed // count, fitted.pack_tokens)
     return {
         "gradient_checkpointing": checkpointing,
-        "row_tokens": fitted.row_tokens,
+        "pack_tokens": fitted.pack_tokens,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(passed / count / each),
         "pairs_per_second": round(CHAINS * CHAINS / each, 2),
         "share_of_peak": round(flops / each / product_flops(half), 3),
         "peak_gb": round(memory / 1e9, 2),
-        "told_gb": round(told.total(row) / 1e9, 2),
+        "told_gb": round(told.total(pack) / 1e9, 2),
     }
 
 
-def _trl(run: Callable[..., Any], sample: list[tuple[int, int]], batch: int) -> dict[str, Any]:
+def _trl(run: Callable[..., Any], sample: list[Pair], batch: int) -> dict[str, Any]:
     run(pairs=sample[:batch]).model.unload()  # warm up
     once, _, trainer = measured(partial(run, pairs=sample[:batch]))
     trainer.model.unload()
@@ -241,20 +244,19 @@ def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny: b
 
     microchain's chats are a little shorter: of a reply that it cannot read it keeps nothing.
     """
-    batch = 4 if tiny else 64
+    batch, turn = (4, 4) if tiny else (64, TURN_TOKENS)
     problems = TASK.generate(batch, "test", 0, levels=(2, 3, 4, 5))
-    few, limits = problems[: 1 if tiny else 2], Limits(TURNS, TURNS)
+    few, limits = problems[: 1 if tiny else 2], Limits(calls=TURNS, errors=TURNS)
     work: dict[str, tuple[list[Problem], Callable[[], Any]]] = {
-        "ours": (problems, lambda: ours(model, tokenizer, problems, batch, limits)),
-        "ours_recorded": (problems, lambda: ours(model, tokenizer, problems, batch, limits, cuda_graphs=True)),
-        "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
-        "generate": (problems, lambda: generate_loop(model, tokenizer, problems)),
+        "ours": (problems, lambda: ours(model, tokenizer, problems, batch, limits, turn)),
+        "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem, turn) for problem in few]),
+        "generate": (problems, lambda: generate_loop(model, tokenizer, problems, turn)),
     }
     report: dict[str, Any] = {"batch": batch}
     with torch.inference_mode():
         for name, (asked, run) in work.items():
             report[name] = attempt(partial(_rate, run, len(asked)))
-    for name in ("ours_recorded", "microchain", "generate"):
+    for name in ("microchain", "generate"):
         if "failed" not in report["ours"] and "failed" not in report[name]:
             ratio = report["ours"]["chains_per_second"] / report[name]["chains_per_second"]
             report[f"ratio_to_{name}"] = round(ratio, 1)
@@ -267,32 +269,34 @@ def _rate(run: Callable[[], Any], chains: int) -> dict[str, Any]:
         run()  # warm up
         seconds, memory, _ = measured(run)
     lines = said.getvalue().splitlines()
-    notable = [line for line in lines if "chains at a time" in line or "recording a pass failed" in line]
+    notable = [line for line in lines if "chains at a time" in line]
     figures = {"chains_per_second": round(chains / seconds, 3), "peak_gb": round(memory / 1e9, 2)}
     return figures | ({"said": notable[-1]} if notable else {})
 
 
-def generate_loop(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> None:
+def generate_loop(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: list[Problem], turn_tokens: int
+) -> None:
     """transformers' `generate` on the whole batch, turn by turn, each time with the whole chats."""
     chats = [encode_text(tokenizer, render(tokenizer, prompt(TASK, problem), True)) for problem in problems]
-    between = Chat(tokenizer, "python", TASK.toolset(None)).between_turns(REFUSED)
+    between = Chat(tokenizer, PYTHON_CALLS, TASK.toolset(None)).between_turns(REFUSED)
     for _ in range(TURNS):
         longest = max(map(len, chats))
         ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(chat)) + chat for chat in chats], device=DEVICE)
         mask = torch.tensor([[0] * (longest - len(chat)) + [1] * len(chat) for chat in chats], device=DEVICE)
-        options = {"max_new_tokens": TURN_TOKENS, "min_new_tokens": TURN_TOKENS, "do_sample": False}
+        options = {"max_new_tokens": turn_tokens, "min_new_tokens": turn_tokens, "do_sample": False}
         replies = model.generate(ids, attention_mask=mask, pad_token_id=tokenizer.pad_token_id, **options)
         chats = [chat + reply + between for chat, reply in zip(chats, replies[:, longest:].tolist(), strict=True)]
 
 
-def pipeline(tiny: bool, cuda_graphs: bool) -> dict[str, Any]:
+def pipeline(tiny: bool) -> dict[str, Any]:
     """The demo's profile from problems to metrics, and whether its metrics are within the CPU baseline's tolerance."""
     profile = "smoke" if tiny else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         run_dir = f"{folder}/{profile}"
         command = [sys.executable, "-m", "fcdpo_utils.pipeline.cli"]
         started = time.perf_counter()
-        chosen = ["--profile", profile, "--run-dir", run_dir, "--set", f"evaluation.cuda_graphs={cuda_graphs}"]
+        chosen = ["--profile", profile, "--run-dir", run_dir]
         done = subprocess.run([*command, "run", *chosen], cwd=ROOT, check=False)
         seconds = time.perf_counter() - started
         if done.returncode:
@@ -338,7 +342,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     disable_progress_bars()
     name = device_name(options)
-    path = options.json or ROOT / "benchmarks" / "results" / f"{store.slug(name)}.json"
+    path = options.json or ROOT / "benchmarks" / "results" / f"{slug(name)}.json"
     report = store.read_json(path) if path.exists() else {}
     report["device"] = name
     made_by = {"commit": commit(), "torch": torch.__version__}  # of this part: others may be older
@@ -354,10 +358,12 @@ def _results(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     if "hardware" in options.only:
         yield "hardware", attempt(hardware)
     if {"training", "rollouts"} & {*options.only}:
-        shape = Shape(2, 64, 4, 2, 256, 0) if options.tiny else STUDENTS["mistral-7b"].shape
+        real = ModelDims(**known_students()["mistral-7b"]["dims"])
+        dims = ModelDims(2, 64, 4, 2, 256, 0) if options.tiny else real
         tokenizer = AutoTokenizer.from_pretrained(embedded_student())
         folder = Path(tempfile.mkdtemp())
-        student = partial(random_student, shape, len(tokenizer), folder, getattr(torch, options.half))
+        half = getattr(torch, options.half) if CUDA else torch.float32  # 16 bits take some CPUs a hundred times as long
+        student = partial(random_student, dims, len(tokenizer), folder, half)
         parts = [("training", training, True)] if "training" in options.only else []
         if "rollouts" in options.only:
             parts += [("rollouts_nf4", rollouts, True), ("rollouts_16_bit", rollouts, False)]
@@ -369,8 +375,7 @@ def _results(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
         finally:
             shutil.rmtree(folder)
     if "pipeline" in options.only and not options.cap_gb:  # the cap is this process's own
-        for name, recorded in (("pipeline", False), ("pipeline_recorded", True)):
-            yield name, attempt(partial(pipeline, options.tiny, recorded))
+        yield "pipeline", attempt(partial(pipeline, options.tiny))
 
 
 def _on_student(

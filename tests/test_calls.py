@@ -15,8 +15,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fcdpo_utils.calls import MAX_CALL_CHARACTERS, MAX_RESULT_CHARACTERS, CallError, ParsedCall, one_line, parse_call
-from fcdpo_utils.functions import Number, Result, Toolset, format_number, tool
+from fcdpo_utils.calls import (
+    MAX_CALL_CHARACTERS,
+    MAX_RESULT_CHARACTERS,
+    CallError,
+    ParsedCall,
+    as_line,
+    one_line,
+    parse_call,
+)
+from fcdpo_utils.numbers import format_number
+from fcdpo_utils.tools import Number, ToolResult, Toolset, tool
 
 NOT_A_LITERAL = "Error: Sum: argument 1 must be a string, a number, True, False or a flat list of these"
 ONE_CALL_ONLY = "Error: write exactly one call and nothing else"
@@ -119,9 +128,85 @@ def test_several_statements_are_extra_text(text: str) -> None:
     assert error_of(text) == ("extra_text", ONE_CALL_ONLY)
 
 
-@pytest.mark.parametrize("text", ["First I add.\nSum(1, 2)", "Sum(1, 2)\nso it's 3", "```python\nSum(1, 2)\n```"])
+@pytest.mark.parametrize(
+    "text",
+    ["First I add.\nSum(1, 2)", "Sum(1, 2)\nso it's 3", "I don't know.\n\nSum(1, 2)", "Sum(\n1,\n2)\nSum(3, 4)"]
+    + ["Here:\n```python\nSum(1, 2)\n```", "```python\nSum(1, 2)", "```\nSum(1, 2)\nSum(3, 4)\n```"]
+    + ["```\nSum(1, 2)\n```\n```\nSum(1, 2)\n```"],
+)
 def test_prose_on_other_lines_than_the_call_is_extra_text(text: str) -> None:
     assert error_of(text) == ("extra_text", ONE_CALL_ONLY)
+
+
+@pytest.mark.parametrize(
+    "text", ["```python\nSum(1)\n```", "```\nSum(1)\n```\n", " ```py\r\n\nSum(1)```", "```\nSum(\n1)\n```"]
+)
+def test_a_call_alone_in_a_markdown_fence_is_parsed(text: str) -> None:
+    assert parse_call(text) == ParsedCall("Sum", (1,), {})
+
+
+# The one line that is recorded
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("  Sum(1, 2)\n", "Sum(1, 2)"),
+        ("```python\nSum(1, 2)\n```", "Sum(1, 2)"),
+        ("Sum(\n  1,  # one\n  2,\n)", "Sum(1, 2)"),
+        ("Sum(1,\r\n2)", "Sum(1, 2)"),
+        ('Reasoning("""a\nb""")', r"Reasoning('a\nb')"),
+        ('Reasoning("a\\nb")', 'Reasoning("a\\nb")'),  # on one line already
+        ('Reasoning("<"\n"|im_end|>")', "Reasoning('< |im_end| >')"),
+        ("Sum(1, 2)\nSum(3, 4)", r"Sum(1, 2)\nSum(3, 4)"),
+        ("I add.\nSum(1, 2)", r"I add.\nSum(1, 2)"),
+    ],
+)
+def test_a_message_becomes_one_line(text: str, line: str) -> None:
+    assert as_line(text) == line
+
+
+def verdict(text: str) -> str | None:
+    try:
+        parse_call(text)
+    except CallError as error:
+        return error.kind
+    return None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Sum(1, 2)\nSum(3, 4)", "extra_text"),
+        ("Sum(1, 2)\r\n\r\nSum(3, 4)", "extra_text"),
+        ("Sum(\n1,\n2)\nSum(3, 4)", "extra_text"),
+        ("I don't know.\nSum(1, 2)", "extra_text"),
+        ("Sum(1, 2)\nso it's 3", "extra_text"),
+        ("Here:\n```python\nSum(1, 2)\n```", "extra_text"),
+        ("```\nSum(1, 2)\nSum(3, 4)\n```", "extra_text"),
+        ('Reasoning("a\nSum(1, 2)', "syntax"),  # the first call has no end
+        ("Sum(01,\n2)", "syntax"),
+        ("(1,\n2)", "not_a_call"),
+        ("Sum(\n1)", None),
+        ("```\nSum(1)\n```", None),
+    ],
+)
+def test_the_line_that_is_recorded_has_the_verdict_of_the_message(text: str, kind: str | None) -> None:
+    assert (verdict(text), verdict(as_line(text))) == (kind, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (r'Reasoning("a\nSum(1, 2)', "syntax"),
+        (r"Sum(1, 2)\n", "syntax"),
+        (r"so\nit is", "not_a_call"),
+        ("```Sum(1, 2)```", "syntax"),
+        (r"Sum(1, 2)\nSum(3, 4)", "extra_text"),  # what is recorded of two lines
+    ],
+)
+def test_a_written_line_break_parts_only_what_is_outside_a_call(text: str, kind: str) -> None:
+    assert verdict(text) == kind
 
 
 @pytest.mark.parametrize(
@@ -286,9 +371,11 @@ class Target(Toolset):
         return text * min(abs(times), 1_000)
 
 
-def throw(text: str) -> Result:
+def throw(text: str) -> ToolResult:
     """Call `Target` with `text` and check everything that holds for every string."""
     THROWN.add(hash(text))
+    line = as_line(text)
+    assert line.isprintable() and len(line) <= MAX_CALL_CHARACTERS and as_line(line) == line, text
     result, target, seconds = _fastest_call(text)
     assert seconds < MAX_SECONDS, f"{seconds * 1000:.0f} ms: {text[:80]!r}"
     assert WATCH.events == [], text
@@ -300,7 +387,7 @@ def throw(text: str) -> Result:
     return result
 
 
-def _fastest_call(text: str) -> tuple[Result, Target, float]:
+def _fastest_call(text: str) -> tuple[ToolResult, Target, float]:
     """Up to three tries, as a busy machine can make any single one slow; a slow string is slow in all of them."""
     best = float("inf")
     for _ in range(3):
@@ -457,6 +544,8 @@ def test_text_of_the_full_length_is_answered_in_time(first: str, second: str) ->
 @pytest.mark.parametrize("unit", ["-", "(", " ", "\n", "a", "é", "\ud800", "Stop()\n"])
 def test_text_far_over_the_limit_is_answered_in_time(unit: str, length: int) -> None:
     throw(unit * (length // len(unit)))
+    throw("```" + unit * (length // len(unit)))  # a fence that does not close
+    throw("```\n" + unit * (length // len(unit)))
 
 
 EVALUATION_ATTEMPTS = (

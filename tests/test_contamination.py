@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcdpo_utils.contamination import Overlap, overlap, overlaps
-from fcdpo_utils.tasks.arithmetic import Arithmetic
-from fcdpo_utils.tasks.base import Task
-from fcdpo_utils.tasks.fol import FirstOrderLogic
+from fcdpo_utils.arithmetic import Arithmetic
+from fcdpo_utils.lab.contamination import Overlap, overlap, overlaps
+from fcdpo_utils.problems import Task
+from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
 ALPHABET = " ".join(f"word{number}" for number in range(26))
 

@@ -1,6 +1,4 @@
-"""Data-parallel training: two processes (gloo, on the CPU) do what one does on the same blocks."""
-
-from __future__ import annotations
+"""Data-parallel training: two processes (gloo, on the CPU) do what one does on the same prompts."""
 
 import os
 import subprocess
@@ -12,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from fcdpo_utils import store
-from fcdpo_utils.dpo import share_of_a_step
-from fcdpo_utils.profiles import TrainingSettings
+from fcdpo_utils.settings import TrainingSettings
+from fcdpo_utils.trainer import share_of_a_step
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("one_of_several.py")
 
 
 def run(folder: Path, processes: int, *changes: str, stop_after: int = 0) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Adapters and curve of three epochs over four blocks, each step shared by so many processes."""
+    """Adapters and curve of three epochs over four prompts, each step shared by so many processes."""
     folder.mkdir(exist_ok=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]  # as accelerate does
     command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(folder), str(stop_after), *changes]
@@ -43,7 +41,7 @@ def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor])
     [
         ("prompts_per_step=4",),  # a process passes two prompts together
         ("prompts_per_step=1", "accumulation=4"),  # or two, one after the other
-        ("prompts_per_step=2", "row_tokens=64"),  # or one, which one of the two has to split
+        ("prompts_per_step=2", "pack_tokens=64"),  # or one, which one of the two has to split
     ],
     ids=" ".join,
 )

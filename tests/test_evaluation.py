@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcdpo_utils.agent import OUTCOMES, Chain, Step
+from fcdpo_utils.episode import OUTCOMES, Chain, Step
 from fcdpo_utils.evaluation import (
     McNemar,
     by_level,
     call_rates,
-    clustered,
     compare,
-    holm,
     mcnemar,
     outcome_counts,
-    pass_at_k,
-    pass_hat_k,
     recovery,
-    sampled,
-    step_validity,
     summary,
     wilson,
 )
-from fcdpo_utils.tasks.base import Problem
+from fcdpo_utils.lab.grid import holm
+from fcdpo_utils.problems import Problem
 
 
 def chain(problem: str = "p", outcome: str = "solved", sound: bool = False, errors: int = 0, calls: int = 2) -> Chain:
@@ -175,8 +168,8 @@ def test_every_chain_is_in_one_category(chains: list[Chain]) -> None:
         ([chain(errors=3, calls=3), chain(errors=0, calls=1)], 0.25),  # of all calls, not a mean over chains
     ],
 )
-def test_step_validity_is_the_share_of_accepted_calls(chains: list[Chain], share: float) -> None:
-    assert step_validity(chains) == share
+def test_a_rate_is_a_share_of_all_calls(chains: list[Chain], share: float) -> None:
+    assert call_rates(chains)["accepted"] == share
 
 
 # Summaries
@@ -232,6 +225,11 @@ def test_p_values_are_adjusted_for_their_number() -> None:
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
+def test_p_values_are_adjusted_for_tests_that_came_to_none() -> None:
+    """As if theirs were 1: 0.01 * 4, then 0.02 * 3."""
+    assert holm([0.02, 0.01], tests=4) == pytest.approx([0.06, 0.04]) == holm([0.02, 0.01, 1.0, 1.0])[:2]
+
+
 # Calls, recovery, effort
 
 
@@ -253,45 +251,3 @@ def test_calls_and_tokens_are_those_of_solved_chains() -> None:
     assert (result["calls_per_solved"], result["tokens_per_solved"]) == (3, 20)
     none = summary([WRONG], {"p": 7})
     assert (none["calls_per_solved"], none["tokens_per_solved"]) == (None, None)
-
-
-# Several samples of a problem
-
-
-@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n), st.integers(1, n))))
-def test_pass_at_k_and_pass_hat_k_are_shares_of_all_draws(case: tuple[int, int, int]) -> None:
-    successes, samples, k = case
-    draws = list(combinations([True] * successes + [False] * (samples - successes), k))
-    assert pass_at_k(*case) == pytest.approx(sum(map(any, draws)) / len(draws))
-    assert pass_hat_k(*case) == pytest.approx(sum(map(all, draws)) / len(draws))
-
-
-@pytest.mark.parametrize("case", [(3, 2, 1), (-1, 2, 1), (1, 2, 3), (1, 2, 0)])
-def test_impossible_counts_are_refused(case: tuple[int, int, int]) -> None:
-    for estimate in (pass_at_k, pass_hat_k):
-        with pytest.raises(ValueError, match="expected 0 <= successes <= samples"):
-            estimate(*case)
-
-
-def test_an_interval_by_problem_is_wider_than_one_that_counts_samples_as_trials() -> None:
-    by_problem = clustered([1.0] * 10 + [0.0] * 10)
-    as_if_apart = wilson(80, 160)
-    assert by_problem.estimate == 0.5 == as_if_apart.estimate
-    assert by_problem.high - by_problem.low > 2 * (as_if_apart.high - as_if_apart.low)
-    never = clustered([0.0] * 10)
-    assert (never.low, never.high) == (0.0, wilson(0, 10).high)  # resampling cannot see what never happened
-    assert clustered([0.25] * 5).low == clustered([0.25] * 5).high == 0.25
-    assert clustered([1.0, 0.0, 1.0]) == clustered([1.0, 0.0, 1.0])  # resampling is seeded
-
-
-def test_resampled_intervals_have_the_width_of_the_normal_approximation() -> None:
-    interval = clustered([1.0] * 50 + [0.0] * 50)
-    assert interval.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
-    assert interval.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
-
-
-def test_curves_over_k_go_up_to_the_fewest_samples_of_a_problem() -> None:
-    curves = sampled({"a": [True, False, True, False], "b": [False] * 5, "c": [True] * 4})
-    assert list(curves["pass@k"]) == list(curves["pass^k"]) == ["1", "2", "4"]
-    at, hat = ([point["estimate"] for point in curves[name].values()] for name in ("pass@k", "pass^k"))
-    assert at == pytest.approx([0.5, (5 / 6 + 1) / 3, 2 / 3]) and hat == pytest.approx([0.5, (1 / 6 + 1) / 3, 1 / 3])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fcdpo_utils.agent import Chain, Limits, run_calls
-from fcdpo_utils.functions import Result
-from fcdpo_utils.tasks import fol_theories
-from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.tasks.fol import DecideTools, DeductionTools, FirstOrderLogic, FolTools, HigherDeductionTools
-from fcdpo_utils.tasks.fol_theories import MAIN_WORDS, OTHER_WORDS, split_of
-from fcdpo_utils.tasks.logic import VARIABLES, decide, is_consistent, parse_formula
+from fcdpo_utils.episode import Chain, Limits, run_calls
+from fcdpo_utils.problems import Problem
+from fcdpo_utils.tasks.logic import formulas, task, theories
+from fcdpo_utils.tasks.logic.formulas import VARIABLES, Clause, decide, ground, is_consistent, parse_formula
+from fcdpo_utils.tasks.logic.task import FirstOrderLogic
+from fcdpo_utils.tasks.logic.theories import MAIN_WORDS, OTHER_WORDS, split_of
+from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools, HigherDeductionTools, derivation
+from fcdpo_utils.tools import ToolResult
 
 TASK = FirstOrderLogic()
 CORE, HIGHER, LONG, DEEP = (1, 2, 3), (4,), (5,), (4, 5, 6)
@@ -86,7 +91,7 @@ def test_ood_words_shares_no_word_with_the_other_splits(levels: tuple[int, ...])
 
 
 def test_ood_depth_is_deeper_than_what_is_trained() -> None:
-    with pytest.raises(ValueError, match=r"levels \[1, 2, 3\] of split ood_depth; expected some of \[4, 5, 6\]"):
+    with pytest.raises(ValueError, match=r"fol: levels must be some of 4, 5, 6, got \(1, 2, 3\)"):
         TASK.generate(3, "ood_depth", seed=0, levels=CORE)
     for problem in problems("ood_depth", DEEP):
         assert sum(call.startswith("Apply") for call in TASK.gold_calls(problem)) >= problem.level or (
@@ -206,15 +211,15 @@ def test_a_question_says_every_premise_and_then_the_statement(split: str, levels
     ],
 )
 def test_a_formula_is_said_in_one_of_its_templates(formula: str, sentences: set[str]) -> None:
-    assert {fol_theories.say(parse_formula(formula), random.Random(seed)) for seed in range(60)} == sentences
+    assert {theories.say(parse_formula(formula), random.Random(seed)) for seed in range(60)} == sentences
 
 
 @pytest.mark.parametrize(
     ("split", "levels", "line"),
     [
-        ("dev", (1,), "unknown split 'dev'; expected one of train, test, ood_words, ood_depth"),
-        ("train", (1, 9), "unknown fol levels [1, 9] of split train; expected some of [1, 2, 3, 4, 5]"),
-        ("train", (), "unknown fol levels [] of split train; expected some of [1, 2, 3, 4, 5]"),
+        ("dev", (1,), "fol: split must be one of train, test, ood_words, ood_depth, got 'dev'"),
+        ("train", (1, 9), "fol: levels must be some of 1, 2, 3, 4, 5, got (1, 9)"),
+        ("train", (), "fol: levels must be some of 1, 2, 3, 4, 5, got ()"),
     ],
 )
 def test_an_unknown_split_or_level_is_refused_with_its_line(split: str, levels: tuple[int, ...], line: str) -> None:
@@ -224,7 +229,7 @@ def test_an_unknown_split_or_level_is_refused_with_its_line(split: str, levels: 
 
 
 def test_running_out_of_theories_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fol_theories, "MAX_DRAFTS", 0)
+    monkeypatch.setattr(theories, "MAX_DRAFTS", 0)
     with pytest.raises(ValueError) as caught:
         TASK.generate(1, "train", 0, levels=(2,))
     assert str(caught.value) == "no new True theory of level 2 for split train in 0 drafts; ask for fewer"
@@ -234,6 +239,15 @@ def test_the_example_is_in_no_split_and_its_label_is_proved() -> None:
     example = TASK.example()
     assert example.split == "example"
     assert decide(premises(example), parse_formula(example.details["goal"])) == example.answer
+
+
+def test_the_premises_of_a_problem_are_parsed_once_for_all_its_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(task, "parse_formula", lambda text: parsed.append(text) or parse_formula(text))
+    problem = puzzle("kind(Onceonly)", "kind(x) -> rich(x)", goal="rich(Onceonly)")
+    first, second = TASK.start(problem, "higher"), TASK.start(problem, "decide")
+    assert parsed == ["kind(Onceonly)", "kind(x) -> rich(x)", "rich(Onceonly)"]
+    assert first.premises == second.premises and first.goal == second.goal
 
 
 # Gold chains
@@ -292,6 +306,13 @@ def test_a_disjunction_of_three_is_eliminated_part_by_part() -> None:
     chain = run_calls(TASK, problem, TASK.gold_calls(problem))
     assert chain.sound, chain
     assert [step.result for step in chain.steps if step.call.startswith("Eliminate")][-1].endswith(": tall(Tom)")
+
+
+def test_without_the_step_that_a_disjunction_needs_a_derivation_ends() -> None:
+    state = TASK.start(puzzle("kind(Tom) or rich(Tom)", "not kind(Tom)", goal="rich(Tom)"), "deduction")
+    steps = [(step, state.call(step))[0] for step in islice(derivation(state, None), 10)]
+    assert steps == ['Fact("kind(Tom) or rich(Tom)")', 'Fact("not kind(Tom)")']
+    assert state.is_exhausted()
 
 
 # Mistakes
@@ -385,7 +406,7 @@ def state_after(*calls: str, toolset: str = "higher") -> FolTools:
     ],
 )
 def test_an_accepted_step_is_answered(before: tuple[str, ...], call: str, answer: str) -> None:
-    assert state_after(*before).call(call) == Result(answer, None)
+    assert state_after(*before).call(call) == ToolResult(answer, None)
 
 
 def test_a_query_says_unknown_once_nothing_more_follows() -> None:
@@ -437,7 +458,7 @@ def test_a_query_says_unknown_once_nothing_more_follows() -> None:
     ],
 )
 def test_a_step_that_does_not_hold_is_refused_with_its_line(before: tuple[str, ...], call: str, line: str) -> None:
-    assert state_after(*before).call(call) == Result(f"Error: {line}", "refused")
+    assert state_after(*before).call(call) == ToolResult(f"Error: {line}", "refused")
 
 
 def test_a_refused_step_changes_nothing() -> None:
@@ -468,6 +489,12 @@ def test_somebody_who_is_one_thing_or_another_is_not_known_to_be_either() -> Non
 def test_somebody_who_is_two_things_is_the_same_person_in_both() -> None:
     state = DeductionTools([parse_formula("exists x. kind(x) and rich(x)")], parse_formula("exists x. kind(x)"))
     assert state.call('Fact("exists x. kind(x) and rich(x)")').text == "F1: kind(Someone1), F2: rich(Someone1)"
+
+
+def test_a_half_of_a_disjunction_is_not_what_a_rule_lacks_only_the_rest_of() -> None:
+    stated = ("kind(Tom) or rich(Tom)", "kind(x) and tall(x) -> wise(x)")
+    state = HigherDeductionTools(list(map(parse_formula, stated)), parse_formula("wise(Tom)"))
+    assert [state.call(call).text for call in (f'Fact("{stated[0]}")', f'Rule("{stated[1]}")')] == ["F1", "R1"]
 
 
 @pytest.mark.parametrize(
@@ -582,7 +609,7 @@ def test_unknown_decided_before_the_last_premise_is_only_solved(late: tuple[str,
 )
 def test_a_wrong_formalisation_is_refused_with_its_line(call: str, line: str) -> None:
     state = DecideTools([parse_formula("kind(Tom)"), parse_formula("kind(x) -> rich(x)")], parse_formula("rich(Tom)"))
-    assert state.call(call) == Result(f"Error: {line}", "refused")
+    assert state.call(call) == ToolResult(f"Error: {line}", "refused")
 
 
 def test_a_premise_is_numbered_and_shown() -> None:
@@ -590,3 +617,61 @@ def test_a_premise_is_numbered_and_shown() -> None:
     assert state.call('Premise("kind(y) -> rich(y)")').text == "P1: kind(y) -> rich(y)"
     assert state.call('Premise("kind(Tom)")').text == "P2: kind(Tom)"
     assert state.call('Decide("not rich(Tom)")').text == "False"
+
+
+# Hostile calls
+
+COUNTS = st.sampled_from((1, 2, 3, 8, 150))
+PEOPLE = tuple(f"A{number}" for number in range(200))
+
+
+@st.composite
+def formulas_of_any_size(draw: st.DrawFn, is_goal: bool) -> str:
+    """As many statements, names and variables as fit into a call: facts, disjunctions, rules, somebody unnamed."""
+    sizes = draw(st.lists(COUNTS, min_size=1, max_size=1 if is_goal else draw(COUNTS)))
+    terms = st.sampled_from((*PEOPLE, *draw(st.sampled_from(((), ("x",), VARIABLES)))))
+    literals = [
+        f"{draw(st.sampled_from(('', 'not ')))}{draw(st.sampled_from(('likes', 'kind')))}"
+        f"({', '.join(draw(st.lists(terms, min_size=size, max_size=size)))})"
+        for size in sizes
+    ]
+    text = draw(st.sampled_from((" and ", " or "))).join(literals)
+    forms = ("{}", "exists x. {}") if is_goal else ("{}", "exists x. {}", "{} -> kind(x)")
+    return draw(st.sampled_from(forms)).format(text)[:1900]
+
+
+def crowded(toolset: str) -> FolTools:
+    """A puzzle of level 4 with a rule about two people and a disjunctive fact, all of it recorded."""
+    stated = ("likes(Tom, Ann)", "kind(Ann)", "rich(Tom) or old(Tom)", "exists x. tall(x)")
+    rules = ("likes(x, y) and kind(y) -> wise(x)", "rich(x) -> happy(x)")
+    state = TASK.start(puzzle(*stated, *rules, goal="wise(Tom)"), toolset)
+    for text in (*stated, *rules):
+        name = "Premise" if toolset == "decide" else "Rule" if text in rules else "Fact"
+        assert state.call(f'{name}("{text}")').error is None
+    return state
+
+
+@pytest.mark.parametrize("function", ["Fact", "Rule", "Query", "Premise", "Decide"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_formula_however_large_makes_much_work(function: str, data: st.DataObject) -> None:
+    text = data.draw(formulas_of_any_size(is_goal=function in ("Query", "Decide")))
+    state, grounded = crowded("decide" if function in ("Premise", "Decide") else "higher"), []
+
+    def counted(clauses: tuple[Clause, ...]) -> Iterator[Clause]:
+        for clause in ground(clauses):
+            grounded.append(clause)
+            assert len(grounded) <= 500
+            yield clause
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formulas, "ground", counted)
+        result = state.call(f'{function}("{text}")')
+    assert len(grounded) <= 500
+    assert result.text.isprintable() and len(result.text) <= 300 and " failed (" not in result.text
+
+
+def test_a_goal_about_many_people_is_refused_before_it_is_decided() -> None:
+    people = ", ".join(f"A{number}" for number in range(150))
+    line = "Error: Decide: p may speak of at most 3 names, got 150"
+    assert crowded("decide").call(f'Decide("p({people})")') == ToolResult(line, "refused")

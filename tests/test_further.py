@@ -1,4 +1,4 @@
-"""Notebooks 06 to 08 on a finished smoke run: they run, keep what they did, and say what they found from numbers."""
+"""Notebooks 06 to 09 on a finished smoke run: they run, keep what they did, and say what they found from numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 from runs import fcdpo
 
-from fcdpo_utils import store
-from fcdpo_utils.artifacts import ADAPTER_FILE, load_preferences, load_problems, prompts_of
+from fcdpo_utils import engine, store
+from fcdpo_utils.chains import prompts_of
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.onpolicy import preference_data
 from fcdpo_utils.pipeline import baselines, manifest, runner
 from fcdpo_utils.pipeline.runner import StageError
-from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.problems import load_problems
+from fcdpo_utils.students import ADAPTER_FILE
+from fcdpo_utils.teachers.own import prepare
 from fcdpo_utils.train import train_student
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -23,7 +27,7 @@ FURTHER = {spec.name[:2]: spec for spec in manifest.FURTHER}
 
 @pytest.fixture(scope="module")
 def further_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the smoke run with 06, 07 and 08 run on top; none of its first five stages may run again."""
+    """A copy of the smoke run with 06 to 09 run on top; none of its first five stages may run again."""
     folder = tmp_path_factory.mktemp("further") / "smoke"
     shutil.copytree(smoke_run, folder)
     for number in FURTHER:
@@ -34,32 +38,25 @@ def further_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.slow
-def test_the_ablations_compare_every_arm_on_the_same_problems(further_run: Path) -> None:
-    made = store.read_json(further_run / "ablations.json")
-    assert [row["arm"] for row in made["arms"]] == ["full method", "D*", "1 correct and 1 incorrect"]
-    assert {row["n"] for row in made["arms"]} == {7}
-    assert len({row["steps"] for row in made["arms"]}) == 1 and made["arms"][1]["pairs"] < made["arms"][0]["pairs"]
+def test_the_ablations_compare_every_variant_on_the_same_problems(further_run: Path) -> None:
+    rows = store.read_json(further_run / "ablations.json")["variants"]
+    assert [row["name"] for row in rows] == ["full method", "D*", "1 correct and 1 incorrect", "warm-up only"]
+    assert {row["n"] for row in rows} == {7}
+    assert len({row["steps"] for row in rows[:3]}) == 1 and rows[1]["pairs"] < rows[0]["pairs"]
     assert {path.name for path in further_run.glob("ablations_*.png")} == {
         "ablations_augmentation.png",
         "ablations_chains.png",
         "ablations_counts.png",
+        "ablations_warm-up.png",
     }
 
 
 @pytest.mark.slow
-def test_the_probes_are_checked_for_contamination_and_compared_in_pairs(further_run: Path) -> None:
+def test_the_out_of_distribution_sets_are_checked_for_contamination_and_compared_in_pairs(further_run: Path) -> None:
     made = store.read_json(further_run / "generalisation.json")
-    assert made["probes"]["ordering"]["n"] == 2 and made["chat"]["n"] >= 20
+    assert made["sets"]["ordering"]["n"] == 2 and made["chat"]["n"] >= 20
     overlaps = [found for by_set in made["contamination"].values() for found in by_set.values()]
     assert len(overlaps) == 2 * 3 and not any(found["duplicates"] for found in overlaps)
-
-
-@pytest.mark.slow
-def test_a_round_is_tested_against_the_round_before(further_run: Path) -> None:
-    made = store.read_json(further_run / "rounds.json")
-    assert [test["name"] for test in made["tests"]] == ["fol", "arithmetic", "longer proofs"]
-    assert list(made["sampled"]["2"]["pass@k"]) == ["1", "2", "4"]
-    assert made["sound"]["fol"][0]["trials"] == 3
 
 
 @pytest.mark.slow
@@ -67,22 +64,25 @@ def test_a_further_stage_says_when_it_is_stale_and_never_spoils_the_pipeline(fur
     settings = load_settings("smoke")
     for spec in manifest.FURTHER:
         assert manifest.changes(spec, settings, further_run, manifest.load(further_run)) == []
-    (further_run / "rounds.json").write_text("{}")
-    changed = manifest.changes(FURTHER["08"], settings, further_run, manifest.load(further_run))
-    assert changed == ["output rounds.json"]
+    (further_run / "generalisation.json").write_text("{}")
+    changed = manifest.changes(FURTHER["07"], settings, further_run, manifest.load(further_run))
+    assert changed == ["output generalisation.json"]
     assert all(row.passed for row in baselines.integrity(further_run))  # of 01 to 05
     assert set(store.read_json(further_run / "metrics.json")["stages"]) == {spec.name for spec in manifest.STAGES}
 
 
 @pytest.mark.slow
-def test_one_function_trains_what_notebook_04_trains(smoke_run: Path, tmp_path: Path) -> None:
+def test_the_same_functions_train_what_notebook_04_trains(smoke_run: Path, tmp_path: Path) -> None:
     settings = load_settings("smoke")
+    for name in ("problems.jsonl", "chains.jsonl"):
+        shutil.copy(smoke_run / name, tmp_path / name)
     prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"), settings)
-    made = train_student(tmp_path, load_preferences(smoke_run), prompts, settings, lambda label: lambda *_: None)
-    assert {name: made[name] for name in store.read_json(smoke_run / "training.json")} == store.read_json(
-        smoke_run / "training.json"
-    )
-    assert made["adapter"] == store.file_digest(smoke_run / "adapter" / ADAPTER_FILE)
+    start = prepare(tmp_path, settings, engine, lambda label: lambda *_: None)
+    data = preference_data(start.problems, start.teachers, start.own, settings)
+    made = train_student(tmp_path, data, prompts, settings, engine, lambda label: lambda *_: None, start.adapter)
+    for place in (".", "warm_up"):
+        assert (tmp_path / place / "training.json").read_bytes() == (smoke_run / place / "training.json").read_bytes()
+    assert made.adapter == store.file_digest(smoke_run / "adapter" / ADAPTER_FILE)
 
 
 def test_a_broken_further_stage_does_not_stop_the_pipeline(tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_a_broken_further_stage_does_not_stop_the_pipeline(tmp_path: Path) -> No
 
 def test_a_further_stage_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        StageError, match=re.escape("unknown stage '9'; expected one of 01, 02, 03, 04, 05, 06, 07, 08")
+        StageError, match=re.escape("unknown stage '10'; expected one of 01, 02, 03, 04, 05, 06, 07, 08, 09")
     ):
-        runner.run("smoke", run_dir=tmp_path, only="9")
+        runner.run("smoke", run_dir=tmp_path, only="10")
     with pytest.raises(StageError, match=re.escape("(those from 06 on with --only)")):
         runner.run("smoke", run_dir=tmp_path, start="06")
 

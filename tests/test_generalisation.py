@@ -1,56 +1,49 @@
-"""Probes and the forgetting check as a specification."""
+"""Out-of-distribution sets and the forgetting check as a specification."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fcdpo_utils.generalisation import (
-    answer_log_likelihoods,
-    chat_turns,
-    forgetting,
-    probe_problems,
-    probe_settings,
-)
-from fcdpo_utils.profiles import ProbeSettings, load_settings
-from fcdpo_utils.tasks import TASKS, make_problems
+from fcdpo_utils.lab.generalisation import answer_log_likelihoods, forgetting, ood_problems, ood_settings, plain_chats
+from fcdpo_utils.lab.settings import OODSettings, load_settings
+from fcdpo_utils.problems import TASKS, make_problems
 
 CPU = load_settings("cpu")
-PROBES = CPU.generalisation.probes
+SETS = CPU.generalisation.sets
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
-def test_every_probe_has_its_problems_and_none_that_was_trained(probe: ProbeSettings) -> None:
-    problems = probe_problems(probe, CPU.seed)
-    assert len(problems) == probe.test >= 100 and {problem.task for problem in problems} == {probe.task}
-    if probe.task in CPU.tasks:
-        trained = [p for p in make_problems(probe.task, CPU.tasks[probe.task], CPU.seed) if p.split == "train"]
+@pytest.mark.parametrize("ood", SETS, ids=lambda ood: ood.name)
+def test_every_set_has_its_problems_and_none_that_was_trained(ood: OODSettings) -> None:
+    problems = ood_problems(ood, CPU.seed)
+    assert len(problems) == ood.test >= 100 and {problem.task for problem in problems} == {ood.task}
+    if ood.task in CPU.tasks:
+        trained = [p for p in make_problems(ood.task, CPU.tasks[ood.task], CPU.seed) if p.split == "train"]
         assert {p.question for p in problems}.isdisjoint(p.question for p in trained)
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
-def test_gold_chains_of_a_probe_fit_its_limits(probe: ProbeSettings) -> None:
-    own = probe_settings(probe, CPU)
-    task = TASKS[probe.task]
-    longest = max(len(task.gold_calls(p, toolset=probe.toolset)) for p in probe_problems(probe, CPU.seed))
-    assert longest < own.limits.calls and own.tasks[probe.task].toolset == probe.toolset
+@pytest.mark.parametrize("ood", SETS, ids=lambda ood: ood.name)
+def test_gold_chains_of_a_set_fit_its_limits(ood: OODSettings) -> None:
+    own = ood_settings(ood, CPU)
+    task = TASKS[ood.task]
+    longest = max(len(task.gold_calls(p, toolset=ood.toolset)) for p in ood_problems(ood, CPU.seed))
+    assert longest < own.limits.calls and own.tasks[ood.task].toolset == ood.toolset
 
 
 def test_likelihoods_are_means_over_the_answers_tokens(tiny_model, tokenizer) -> None:
-    turn = chat_turns()[0]
-    messages = [{"role": "user", "content": turn.question}]
-    opened = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    answer = tokenizer(turn.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    question, reference = chat = plain_chats()[0]
+    opened = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
+    answer = tokenizer(reference["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logits = tiny_model(torch.tensor([[*opened, *answer]])).logits[0].log_softmax(-1)
     by_hand = sum(logits[len(opened) + i - 1, token] for i, token in enumerate(answer)) / len(answer)
-    assert answer_log_likelihoods(tiny_model, tokenizer, [turn]) == [pytest.approx(by_hand.item(), abs=1e-5)]
+    assert answer_log_likelihoods(tiny_model, tokenizer, [chat]) == [pytest.approx(by_hand.item(), abs=1e-5)]
 
 
 def test_the_plain_chat_is_a_fixed_set_of_distinct_questions() -> None:
-    turns = chat_turns()
-    assert len({turn.question for turn in turns}) == len(turns) >= 20
-    assert not any("(" in turn.answer for turn in turns)  # no calls among them
+    chats = plain_chats()
+    assert len({question["content"] for question, _ in chats}) == len(chats) >= 20
+    assert not any("(" in answer["content"] for _, answer in chats)  # no calls among them
 
 
 def test_forgetting_is_tested_answer_by_answer() -> None:

@@ -16,10 +16,10 @@ from functools import cache
 import pytest
 from test_logic import Z3Oracle
 
-from fcdpo_utils.tasks.arithmetic import SCHEMAS, Arithmetic
-from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.tasks.fol import FirstOrderLogic
-from fcdpo_utils.tasks.logic import Formula, parse_formula
+from fcdpo_utils.arithmetic import SCHEMAS, Arithmetic
+from fcdpo_utils.problems import Problem
+from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
+from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
 pytestmark = pytest.mark.slow
 

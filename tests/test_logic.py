@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdpo_utils.tasks import logic
-from fcdpo_utils.tasks.logic import (
+from fcdpo_utils.tasks.logic import formulas as logic
+from fcdpo_utils.tasks.logic.formulas import (
     VARIABLES,
     Formula,
     Literal,
@@ -170,6 +170,10 @@ def test_at_most_forty_characters_are_quoted() -> None:
         ("cat(x)", "a fact needs a name, not the variable x"),
         ("exists x. likes(x, y)", "a fact needs a name, not the variable y"),
         ("exists x. cat(Tom)", "exists x binds nothing"),
+        ("likes(Tom, Ann, Bob, Tom)", "likes may speak of at most 3 names, got 4"),
+        (f"not cat({', '.join(NAMES * 50)})", "cat may speak of at most 3 names, got 150"),
+        (" or ".join(["cat(Tom)"] * 9), "at most 8 statements may be joined by 'or', got 9"),
+        (" and ".join(["cat(x)"] * 90) + " -> dog(x)", "at most 8 statements may be joined by 'and', got 90"),
     ],
 )
 def test_a_formula_outside_the_fragment_is_refused_with_its_line(text: str, line: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fcdpo_utils.functions import Number, Refused, Result, Toolset, format_number, tool
+from fcdpo_utils.numbers import format_number
+from fcdpo_utils.tools import Number, ToolError, ToolResult, Toolset, tool
 
 microchain = pytest.importorskip("microchain")
 
@@ -112,7 +113,7 @@ class Ours(Toolset):
     def Divide(self, a: Number, b: Number) -> str:
         """Divide a by b."""
         if b == 0:
-            raise Refused("b must not be 0")
+            raise ToolError("b must not be 0")
         return format_number(a / b)
 
     @tool("Scale(2)")
@@ -382,7 +383,7 @@ def run_microchain(call: str) -> tuple[bool, str]:
     return result == microchain.FunctionResult.SUCCESS, text
 
 
-def run_ours(call: str) -> Result:
+def run_ours(call: str) -> ToolResult:
     return Ours().call(call)
 
 

@@ -25,32 +25,32 @@ CAUGHT: list[tuple[str, str]] = []
 CODE = [
     (
         "the sign of the loss flipped",
-        "dpo.py",
-        "chosen[:, None] - rejected[None, :]",
-        "rejected[None, :] - chosen[:, None]",
-        "test_dpo.py",
-        "mean_over_all_pairs",
+        "loss.py",
+        "-logsigmoid(chosen - rejected)",
+        "-logsigmoid(rejected - chosen)",
+        "test_loss.py",
+        "formula_of_the_method",
     ),
     ("the environment mask dropped", "tokens.py", "policy = [False]", "policy = [True]", "test_tokens.py", "policy"),
     (
         "correct and incorrect swapped",
         "preferences.py",
-        "getattr(chain, label)",
-        "not getattr(chain, label)",
+        "labels = [getattr(",
+        "labels = [not getattr(",
         "test_preferences.py",
         "pair",
     ),
     (
         "pairs in step instead of all pairs",
         "preferences.py",
-        "product(block.",
-        "zip(block.",
+        "product(group.",
+        "zip(group.",
         "test_preferences.py",
         "augment",
     ),
     (
         "held-out problems in the training split",
-        "tasks/fol_theories.py",
+        "tasks/logic/theories.py",
         'if split != "ood_words" and split_of(form)',
         "if False and split_of(form)",
         "test_fol.py",
@@ -58,19 +58,19 @@ CODE = [
     ),
     (
         "rejected calls ignored in 'sound'",
-        "agent.py",
-        "sound = solved and clean and",
-        "sound = solved and",
-        "test_agent.py",
+        "episode.py",
+        "sound=valid and clean",
+        "sound=valid",
+        "test_episode.py",
         "labelled",
     ),
     (
         "references of another model reused",
-        "dpo.py",
-        "store.digest(self.base, str(tokens.ids)",
-        "store.digest(str(tokens.ids)",
-        "test_dpo.py",
-        "cache or another or reference",
+        "engine/references.py",
+        '{"model": self.base, "ids"',
+        '{"ids"',
+        "test_references.py",
+        "another_model",
     ),
     ("intervals too narrow", "evaluation.py", "/ (4 * trials**2)", "/ (8 * trials**2)", "test_evaluation.py", "wilson"),
     (
@@ -83,7 +83,7 @@ CODE = [
     ),
     (
         "unknown settings accepted",
-        "profiles/__init__.py",
+        "settings.py",
         'extra="forbid"',
         'extra="ignore"',
         "test_profiles.py",
@@ -119,8 +119,10 @@ def test_a_defect_in_the_code_fails_a_test(
 @pytest.mark.slow
 def test_without_a_defect_these_tests_pass_in_a_copy(tmp_path: Path) -> None:
     """So that a failure above is the defect's."""
-    names = " or ".join(sorted({row[5] for row in CODE if row[4] != "test_dpo.py"}))
-    done = run_tests(copy_of_the_checkout(tmp_path), sorted({row[4] for row in CODE if row[4] != "test_dpo.py"}), names)
+    names = " or ".join(sorted({row[5] for row in CODE if row[4] != "test_references.py"}))
+    done = run_tests(
+        copy_of_the_checkout(tmp_path), sorted({row[4] for row in CODE if row[4] != "test_references.py"}), names
+    )
     assert done.returncode == 0, done.stdout[-2000:]
 
 

@@ -8,9 +8,11 @@ import re
 import statistics
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
-from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.lab.settings import PROFILES, load_settings
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb"))
 
@@ -29,7 +31,7 @@ def tagged(notebook: dict, tag: str) -> list[str]:
 
 
 def test_notebooks_are_numbered_without_a_gap() -> None:
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 9)]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02}" for number in range(1, 10)]
 
 
 def test_sources_are_committed_without_outputs(notebook: dict) -> None:
@@ -62,11 +64,59 @@ def test_overrides_in_the_text_work_as_they_are_printed(notebook: dict) -> None:
             load_settings(profile, overrides)
 
 
-def test_a_reader_finds_goal_place_recap_and_exercises(notebook: dict) -> None:
-    text = "\n".join(cells(notebook, "markdown"))
-    for part in ("You will be able to", "You are here", "## Imports", "## Record results", "## Recap", "## Exercises"):
-        assert part in text, part
-    assert text.startswith("# 0") and "Open in Colab" in text
+def opening(notebook: dict) -> list[dict]:
+    """The cells that stand before the first numbered section."""
+    first = next(i for i, cell in enumerate(notebook["cells"]) if "".join(cell["source"]).startswith("## 1. "))
+    return notebook["cells"][:first]
+
+
+def test_a_notebook_opens_with_its_question_a_drawing_and_three_aims(notebook: dict) -> None:
+    text = "\n".join(cells({"cells": opening(notebook)}, "markdown"))
+    question, drawing, after = text.split("```")
+    assert question.startswith("# 0") and "?" in question
+    aims = after.partition("**You will be able to**")[2]
+    assert aims.count("\n- ") == 3 and re.search(r"minute.* GB", aims, re.S)
+    number = text[2:4]
+    marked, here = re.search(r"(.*)\n(.*you are here.*)", drawing).groups()
+    assert here.index("^") <= marked.index(number) < here.rindex("^")
+    assert drawing.isascii() and max(map(len, drawing.splitlines())) <= 92
+
+
+def test_little_code_stands_before_the_first_idea(notebook: dict) -> None:
+    code = cells({"cells": opening(notebook)}, "code")
+    assert len(code) <= 4
+    lines = [line for source in code for line in source.splitlines() if line.strip() and line[0] != "#"]
+    assert len(lines) <= 15
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_few_settings_are_shown(notebook: dict, profile: str) -> None:
+    assert len(shown_settings(notebook, profile).splitlines()) <= 15
+
+
+def shown_settings(notebook: dict, profile: str) -> str:
+    """What the cell that starts the stage prints."""
+    (names,) = re.findall(r"print\((?:stage\.)?settings\.table\((.*?)\)\)", "\n".join(cells(notebook, "code")), re.S)
+    return load_settings(profile).table(*ast.literal_eval(f"[{names}]"))
+
+
+def test_the_set_up_cell_is_hidden_in_a_rendered_page(notebook: dict) -> None:
+    page, _ = HTMLExporter().from_notebook_node(nbformat.reads(json.dumps(notebook), as_version=4))
+    assert "runpy" not in page and "start_stage" in page
+
+
+def test_the_first_idea_is_on_the_first_screen(notebook: dict) -> None:
+    """Lines of the page, at 1280 x 900; two for the space around a cell. A browser showed 01 end at line 39 of 44."""
+    count = len(shown_settings(notebook, "cpu").splitlines())
+    for cell in opening(notebook):
+        if "setup" not in cell["metadata"].get("tags", []):
+            count += "".join(cell["source"]).count("\n") + 2
+    assert count <= 44
+
+
+def test_a_notebook_ends_with_recap_and_exercises(notebook: dict) -> None:
+    titles = re.findall(r"^## (?!\d)(.*)", "\n".join(cells(notebook, "markdown")), re.M)
+    assert titles == ["Record results", "Recap", "Exercises"]
 
 
 def test_the_completion_record_is_the_last_code_cell(notebook: dict) -> None:

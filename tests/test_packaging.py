@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcdpo_utils.profiles import load_settings
+from fcdpo_utils.lab.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
-LAYERS = (
-    "store provenance contamination profiles calls functions tool_calls tokens trees tasks agent students memory "
-    "passes rollout teachers preferences models dpo evaluation artifacts train generalisation rounds ablations plots "
-    "stage pipeline"
-).split()
 
 
 def pins(lines: list[str]) -> dict[str, str]:
@@ -65,30 +61,6 @@ def test_every_dependency_says_why_it_is_there() -> None:
             assert re.search(r'",\s+# \w+', line), line
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "fcdpo_utils").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_point_down_the_layers(path: Path) -> None:
-    parts = path.relative_to(ROOT / "fcdpo_utils").with_suffix("").parts
-    if parts == ("__init__",):
-        return
-    own = LAYERS.index(parts[0])
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and (node.module or "").startswith("fcdpo_utils")
-            and id(node) not in typing_only
-        ):
-            names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
-            for name in names:
-                assert LAYERS.index(name) <= own, f"{path.name} imports {name}, which is above it"
-
-
 @pytest.mark.parametrize("arguments", [["demo"], ["test"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join)
 def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> None:
     options = {"capture_output": True, "text": True, "cwd": ROOT, "check": True}
@@ -122,3 +94,12 @@ def test_pre_commit_uses_the_pinned_ruff() -> None:
 def test_the_readme_is_finished() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "@@" not in text and "TODO" not in text
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(given: dict[str, str], found: str) -> None:
+    """It is read when torch is loaded, so the package must set it before."""
+    code = "import fcdpo_utils, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [found, "False"]

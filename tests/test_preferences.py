@@ -1,15 +1,26 @@
 """Preference data as a specification: which chains become completions, and which pairs they make."""
 
-from __future__ import annotations
+import tracemalloc
+from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcdpo_utils.agent import Chain, Step, prompt
-from fcdpo_utils.preferences import Block, Preferences, build_preferences, export_rows
-from fcdpo_utils.tasks.arithmetic import Arithmetic
-from fcdpo_utils.teachers import Job, ScriptedTeacher
+from fcdpo_utils import store
+from fcdpo_utils.arithmetic import Arithmetic
+from fcdpo_utils.episode import Chain, Step, prompt
+from fcdpo_utils.preferences import (
+    Preferences,
+    PromptGroup,
+    build_preferences,
+    export_rows,
+    load_preferences,
+    save_preferences,
+)
+from fcdpo_utils.teacher import SampleRequest
+from fcdpo_utils.teachers.scripted import ScriptedTeacher
 
 
 def chain(problem: str, call: str, solved: bool = False, sound: bool = False) -> Chain:
@@ -47,17 +58,17 @@ BAD = [chain("p", f"Bad({n})") for n in range(2)]
 
 def test_augmentation_pairs_every_correct_chain_with_every_incorrect_one() -> None:
     preferences = built(GOOD[0], BAD[0], GOOD[1], BAD[1], GOOD[2])
-    assert preferences.blocks == (Block("p", chosen=(0, 2, 4), rejected=(1, 3)),)
-    assert preferences.augmented_pairs() == [(0, 1), (0, 3), (2, 1), (2, 3), (4, 1), (4, 3)]
+    assert preferences.groups == (PromptGroup("p", chosen=(0, 2, 4), rejected=(1, 3)),)
+    assert list(preferences.augmented_pairs()) == [(0, 1), (0, 3), (2, 1), (2, 3), (4, 1), (4, 3)]
 
 
 def test_the_original_pairs_take_the_chains_in_order_and_each_once() -> None:
-    assert built(GOOD[0], BAD[0], GOOD[1], BAD[1], GOOD[2]).original_pairs() == [(0, 1), (2, 3)]
+    assert list(built(GOOD[0], BAD[0], GOOD[1], BAD[1], GOOD[2]).original_pairs()) == [(0, 1), (2, 3)]
 
 
 def test_pairs_never_cross_problems() -> None:
     preferences = built(chain("a", "x", True, True), chain("b", "y"))
-    assert preferences.augmented_pairs() == preferences.original_pairs() == []
+    assert list(preferences.augmented_pairs()) == list(preferences.original_pairs()) == []
 
 
 def test_no_chains_make_no_pairs() -> None:
@@ -69,14 +80,14 @@ labels = st.sampled_from(["sound", "solved"])
 
 @given(labelled_chains(), labels)
 def test_the_augmented_set_has_the_sum_of_products_of_pairs(chains: list, label: str) -> None:
-    pairs = build_preferences(chains, label).augmented_pairs()
+    pairs = list(build_preferences(chains, label).augmented_pairs())
     assert len(pairs) == len(set(pairs)) == sum(w * losers for w, losers in expected_counts(chains, label))
 
 
 @given(labelled_chains(), labels)
 def test_the_original_set_uses_each_chain_at_most_once(chains: list, label: str) -> None:
     preferences = build_preferences(chains, label)
-    pairs = preferences.original_pairs()
+    pairs = list(preferences.original_pairs())
     used = [index for pair in pairs for index in pair]
     assert len(used) == len(set(used))
     assert len(pairs) == sum(min(counts) for counts in expected_counts(chains, label))
@@ -108,9 +119,9 @@ def test_every_distinct_chain_is_one_completion(chains: list) -> None:
 
 
 @given(labelled_chains())
-def test_every_completion_is_in_exactly_one_block(chains: list) -> None:
+def test_every_completion_is_in_exactly_one_group(chains: list) -> None:
     preferences = build_preferences(chains)
-    indices = [i for block in preferences.blocks for i in block.chosen + block.rejected]
+    indices = [i for group in preferences.groups for i in group.chosen + group.rejected]
     assert sorted(indices) == list(range(len(preferences.completions)))
 
 
@@ -128,9 +139,9 @@ def test_chains_that_differ_only_in_an_error_are_distinct() -> None:
     assert len(built(Chain("p", (step,), "too_long", None, False, False), failed).completions) == 2
 
 
-def test_blocks_keep_the_order_of_the_problems_also_when_chains_are_mixed() -> None:
+def test_groups_keep_the_order_of_the_problems_also_when_chains_are_mixed() -> None:
     preferences = built(chain("b", "1"), chain("a", "1"), chain("b", "2", True, True))
-    assert [block.problem_id for block in preferences.blocks] == ["b", "a"]
+    assert [group.problem_id for group in preferences.groups] == ["b", "a"]
     assert [c.problem_id for c in preferences.completions] == ["b", "b", "a"]
 
 
@@ -143,8 +154,8 @@ def test_a_completion_knows_its_task() -> None:
 
 @pytest.mark.parametrize(("label", "chosen"), [("sound", 3), ("solved", 5)])
 def test_a_lucky_chain_is_chosen_only_by_the_rule_solved(label: str, chosen: int) -> None:
-    block = built(*GOOD, *LUCKY, *BAD, label=label).blocks[0]
-    assert (len(block.chosen), len(block.rejected)) == (chosen, 7 - chosen)
+    group = built(*GOOD, *LUCKY, *BAD, label=label).groups[0]
+    assert (len(group.chosen), len(group.rejected)) == (chosen, 7 - chosen)
 
 
 def test_sound_is_the_rule_by_default() -> None:
@@ -152,8 +163,8 @@ def test_sound_is_the_rule_by_default() -> None:
 
 
 @pytest.mark.parametrize(("chains", "usable"), [(GOOD, False), (BAD, False), ([GOOD[0], BAD[0]], True)])
-def test_a_block_is_usable_when_it_has_both_kinds(chains: list[Chain], usable: bool) -> None:
-    assert built(*chains).blocks[0].usable is usable
+def test_a_group_is_usable_when_it_has_both_kinds(chains: list[Chain], usable: bool) -> None:
+    assert built(*chains).groups[0].usable is usable
 
 
 # Statistics
@@ -178,10 +189,10 @@ def test_the_statistics_add_up(chains: list) -> None:
     preferences = build_preferences(chains)
     counts = preferences.statistics()
     assert counts["correct"] + counts["incorrect"] == counts["chains"] == len(preferences.completions)
-    usable = sum(block.usable for block in preferences.blocks)
+    usable = sum(group.usable for group in preferences.groups)
     assert usable + counts["only_correct"] + counts["only_incorrect"] == counts["problems"]
-    assert counts["pairs_original"] == len(preferences.original_pairs())
-    assert counts["pairs_augmented"] == len(preferences.augmented_pairs())
+    assert counts["pairs_original"] == len(list(preferences.original_pairs()))
+    assert counts["pairs_augmented"] == len(list(preferences.augmented_pairs()))
 
 
 # Export
@@ -192,8 +203,8 @@ def exported() -> tuple[Preferences, list[dict]]:
     """Rows of every augmented pair of real teacher chains."""
     task = Arithmetic()
     problems = task.generate(6, "train", seed=1)
-    jobs = [Job(task, problem, number) for problem in problems for number in range(6)]
-    chains = [(task.name, ScriptedTeacher().sample(job).chain) for job in jobs]
+    requests = [SampleRequest(task, problem, number) for problem in problems for number in range(6)]
+    chains = [(task.name, ScriptedTeacher().sample(request).chain) for request in requests]
     preferences = build_preferences(chains)
     prompts = {problem.id: prompt(task, problem) for problem in problems}
     return preferences, list(export_rows(preferences, preferences.augmented_pairs(), prompts))
@@ -201,7 +212,7 @@ def exported() -> tuple[Preferences, list[dict]]:
 
 def test_there_is_one_row_for_each_pair(exported: tuple[Preferences, list[dict]]) -> None:
     preferences, rows = exported
-    assert len(rows) == len(preferences.augmented_pairs()) > 10
+    assert len(rows) == len(list(preferences.augmented_pairs())) > 10
 
 
 def test_a_row_is_its_pair_in_messages(exported: tuple[Preferences, list[dict]]) -> None:
@@ -228,8 +239,50 @@ def test_rows_are_read_by_datasets_as_they_were(exported: tuple[Preferences, lis
 
 def test_only_the_given_pairs_are_exported(exported: tuple[Preferences, list[dict]]) -> None:
     preferences, rows = exported
-    prompts = {block.problem_id: [] for block in preferences.blocks}
-    assert len(list(export_rows(preferences, preferences.original_pairs(), prompts))) == len(
-        preferences.original_pairs()
-    )
-    assert len(preferences.original_pairs()) < len(rows)
+    prompts = {group.problem_id: [] for group in preferences.groups}
+    original = list(preferences.original_pairs())
+    assert len(list(export_rows(preferences, original, prompts))) == len(original) < len(rows)
+
+
+# Files
+
+
+def no_prompts(preferences: Preferences) -> dict[str, list]:
+    return {group.problem_id: [] for group in preferences.groups}
+
+
+def test_what_is_saved_is_loaded(exported: tuple[Preferences, list[dict]], tmp_path: Path) -> None:
+    preferences, _ = exported
+    save_preferences(tmp_path, preferences, no_prompts(preferences))
+    assert load_preferences(tmp_path) == preferences
+
+
+def test_stored_groups_are_indices_of_stored_completions(
+    exported: tuple[Preferences, list[dict]], tmp_path: Path
+) -> None:
+    preferences, rows = exported
+    save_preferences(tmp_path, preferences, no_prompts(preferences))
+    completions, groups = (store.read(tmp_path / f"{name}.jsonl") for name in ("completions", "groups"))
+    pairs = [pair for group in groups for pair in product(group["chosen"], group["rejected"])]
+    written = store.read(tmp_path / "preferences_augmented.jsonl")
+    assert len(pairs) == len(written) == len(rows) > 0
+    for (w, l), row in zip(pairs, written, strict=True):
+        chosen, rejected = completions[w], completions[l]
+        assert chosen["correct"] and not rejected["correct"] and chosen["problem_id"] == rejected["problem_id"]
+        assert [message["content"] for message in row["chosen"]][::2] == [step[0] for step in chosen["steps"]]
+        assert [message["content"] for message in row["rejected"]][::2] == [step[0] for step in rejected["steps"]]
+
+
+def test_the_pairs_of_a_prompt_with_a_thousand_incorrect_chains_are_written_in_flat_memory(tmp_path: Path) -> None:
+    """16,000 pairs with long prompts: the file is far larger than what is held."""
+    chains = [("fol", chain("p", f"Good({n})", True, True)) for n in range(16)]
+    preferences = build_preferences([*chains, *(("fol", chain("p", f"Bad({n})")) for n in range(1000))])
+    prompts = {"p": [{"role": "user", "content": "x" * 2000}]}
+    tracemalloc.start()
+    try:
+        save_preferences(tmp_path, preferences, prompts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "preferences_augmented.jsonl").stat().st_size > 32e6
+    assert peak < 4e6

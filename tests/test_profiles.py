@@ -8,10 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from fcdpo_utils import profiles
-from fcdpo_utils.profiles import PROFILES, Settings, SettingsError, load_settings
-from fcdpo_utils.tasks.arithmetic import Arithmetic
-from fcdpo_utils.tasks.fol import FirstOrderLogic
+from fcdpo_utils.arithmetic import Arithmetic
+from fcdpo_utils.lab import settings as settings_module
+from fcdpo_utils.lab.settings import PROFILES, load_settings
+from fcdpo_utils.settings import SettingsError
+from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 TASKS = {"fol": FirstOrderLogic(), "arithmetic": Arithmetic()}
@@ -60,18 +61,19 @@ def holds(loaded: object, written: object) -> bool:
 
 
 def test_an_unknown_profile_is_named_with_the_known_ones() -> None:
-    assert error_of(profile="nope") == f"unknown profile 'nope'; expected one of {', '.join(SHIPPED)}"
+    line = f"unknown profile 'nope'; expected one of {', '.join(SHIPPED)}, or a .yaml file's path"
+    assert error_of(profile="nope") == line
 
 
 @pytest.mark.parametrize("name", ["../smoke", "smoke.yaml", "", "/etc/passwd", "__init__"])
-def test_a_profile_is_a_name_and_not_a_path(name: str) -> None:
+def test_a_profile_is_a_known_name_or_an_existing_yaml_file(name: str) -> None:
     assert error_of(profile=name).startswith(f"unknown profile {name!r}; expected one of ")
 
 
 def test_an_unknown_setting_in_a_profile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (PROFILES / "smoke.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text + "colour: blue\n", encoding="utf-8")
-    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    monkeypatch.setattr(settings_module, "PROFILES", tmp_path)
     assert error_of(profile="mine") == "setting colour: unknown setting"
 
 
@@ -147,7 +149,10 @@ def test_an_unknown_or_missing_setting_is_named(override: str, line: str) -> Non
         ("teacher.samples=0", "setting teacher.samples: input should be greater than or equal to 1, got 0"),
         ("training.learning_rate=0", "setting training.learning_rate: input should be greater than 0, got 0"),
         ("training.trainer=fast", "setting training.trainer: input should be 'grouped' or 'stock', got 'fast'"),
-        ("preferences.label=lucky", "setting preferences.label: input should be 'sound' or 'solved', got 'lucky'"),
+        (
+            "preferences.label=lucky",
+            "setting preferences.label: input should be 'sound', 'solved' or 'shuffled', got 'lucky'",
+        ),
         ("tasks.fol.levels=2", "setting tasks.fol.levels: input should be a valid tuple, got 2"),
         ("training=3", "setting training: input should be a valid dictionary or instance of TrainingSettings, got 3"),
     ],
@@ -159,6 +164,11 @@ def test_a_wrong_value_is_named_with_what_was_expected_and_what_came(override: s
 @pytest.mark.parametrize("override", ["seed", "=3", ".seed=3", "teacher.=3", "teacher..samples=3", "=", "--seed"])
 def test_a_malformed_override_is_quoted_with_an_example(override: str) -> None:
     assert error_of(override) == f"override {override!r}: expected name=value such as teacher.samples=8"
+
+
+@pytest.mark.parametrize("profile", ["cpu", "smoke"])
+def test_an_override_does_not_choose_the_profile(profile: str) -> None:
+    assert error_of(f"profile={profile}") == "setting profile: the profile is chosen by --profile"
 
 
 def test_a_setting_is_not_a_group() -> None:
@@ -186,25 +196,45 @@ def test_settings_are_frozen(group: str | None, name: str) -> None:
         setattr(getattr(settings, group) if group else settings, name, 1)
 
 
-def test_the_table_shows_every_setting_and_reads_back_as_yaml() -> None:
+def test_the_table_without_names_shows_every_setting() -> None:
     settings = load_settings("cpu")
-    assert Settings.model_validate(yaml.safe_load(settings.table())) == settings
+    shown = {line.split()[0] for line in settings.table().splitlines()}
+    for group, values in settings.model_dump().items():
+        names = {f"{group}.{name}" for name in values} if isinstance(values, dict) else {group}
+        assert names <= shown
 
 
-# Probes
+def test_the_table_shows_settings_that_are_named_and_of_groups_those_that_differ_with_their_defaults() -> None:
+    settings = load_settings("smoke", ["limits.errors=3"])
+    table = settings.table("tasks", "limits", "teacher.kind", "teacher.variation")
+    assert [line.split(maxsplit=1) for line in table.splitlines()] == [
+        ["tasks.fol", "train 6, test 3, levels [1]"],
+        ["tasks.arithmetic", "train 6, test 4, levels [2]"],
+        ["limits.calls", "12  (default 24)"],
+        ["teacher.kind", "scripted"],
+        ["teacher.variation", "0.2  (default 0.3)"],
+    ]
+
+
+def test_the_table_refuses_an_unknown_name() -> None:
+    with pytest.raises(SettingsError, match="^unknown setting 'teacher.sample'$"):
+        load_settings("smoke").table("tasks", "teacher.sample")
+
+
+# Out-of-distribution sets
 
 
 @pytest.mark.parametrize(
-    ("probe", "line"),
+    ("ood", "line"),
     [
-        ("{name: a, task: fol, split: train, levels: [1]}", "setting generalisation.probes.0.split: input should be"),
-        ("{name: a, task: chess, levels: [1]}", "setting generalisation.probes.0.task: input should be"),
-        ("{name: fol, task: fol, levels: [1]}", "setting generalisation.probes: the name 'fol' is empty, or taken"),
-        ("{name: '??', task: fol, levels: [1]}", "setting generalisation.probes: the name"),
+        ("{name: a, task: fol, split: train, levels: [1]}", "setting generalisation.sets.0.split: input should be"),
+        ("{name: a, task: chess, levels: [1]}", "setting generalisation.sets.0.task: input should be"),
+        ("{name: fol, task: fol, levels: [1]}", "setting generalisation.sets: the name 'fol' is taken by another"),
+        ("{name: '??', task: fol, levels: [1]}", "setting generalisation.sets: the name"),
     ],
 )
-def test_a_probe_that_would_mislead_is_refused(probe: str, line: str) -> None:
-    assert error_of(f"generalisation.probes=[{probe}]").startswith(line)
+def test_an_out_of_distribution_set_that_would_mislead_is_refused(ood: str, line: str) -> None:
+    assert error_of(f"generalisation.sets=[{ood}]").startswith(line)
 
 
 def test_only_a_local_teacher_has_an_adapter() -> None:

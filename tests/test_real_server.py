@@ -21,7 +21,7 @@ import pytest
 from runs import ROOT
 
 from fcdpo_utils import store
-from fcdpo_utils.models import embedded_student
+from fcdpo_utils.students import choose_dtype, embedded_student
 
 pytestmark = pytest.mark.slow
 PROBLEMS, SAMPLES = 8, 8
@@ -29,11 +29,13 @@ PROBLEMS, SAMPLES = 8, 8
 GENERATE = """
 import sys
 from pathlib import Path
-from fcdpo_utils.artifacts import make_chains
-from fcdpo_utils.profiles import load_settings
-from fcdpo_utils.tasks import TASKS
+from fcdpo_utils.teachers.making import make_chains
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.problems import TASKS
+from fcdpo_utils.teachers import build_teacher
 problems = TASKS["arithmetic"].generate(8, "train", seed=3, levels=(2, 3))
-make_chains(Path(sys.argv[1]), problems, load_settings("smoke", sys.argv[2:]), lambda *line: print(*line, flush=True))
+settings = load_settings("smoke", sys.argv[2:])
+make_chains(Path(sys.argv[1]), problems, settings, build_teacher, lambda *line: print(*line, flush=True))
 """
 
 
@@ -51,7 +53,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--device", "cpu"]
-    command += ["--dtype", "bfloat16", "--host", "127.0.0.1", "--port", str(port)]
+    dtype = str(choose_dtype("auto")).removeprefix("torch.")  # the other one is slow on some processors
+    command += ["--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
     log = open(folder.parent / "log", "w")  # noqa: SIM115
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # it answers in threads of its own
     process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
@@ -74,7 +77,7 @@ def test_a_killed_generator_resumes_to_exactly_the_wanted_chains(
 ) -> None:
     path, kills, rng = tmp_path / "chains.jsonl", pytestconfig.getoption("--kills"), random.Random(0)
     settings = [*server.split(), "teacher.kind=server", f"teacher.samples={SAMPLES}", "teacher.turn_tokens=8"]
-    settings += ["teacher.parallel=2", "limits.calls=3", "limits.errors=2"]
+    settings += ["teacher.concurrency=2", "limits.calls=3", "limits.errors=2"]
     command = [sys.executable, "-c", GENERATE, str(path), *settings]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
 

@@ -1,17 +1,15 @@
 """Rollouts as a specification: many chains at once say what each would say alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from templates import FAMILIES, Family
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from fcdpo_utils import rollout as rollout_module
-from fcdpo_utils.agent import Chain, Episode, Limits, prompt
-from fcdpo_utils.models import embedded_student
-from fcdpo_utils.rollout import Sampling, rollout
-from fcdpo_utils.tasks import TASKS, Problem
+from fcdpo_utils.engine import memory, rollout
+from fcdpo_utils.engine.decoding import DecodeEngine
+from fcdpo_utils.episode import Chain, Episode, Limits, prompt
+from fcdpo_utils.plain import Sampling
+from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.tokens import render
 
 LIMITS = Limits(calls=4, errors=3)
@@ -46,11 +44,6 @@ def by_generate(
     return episode.chain()
 
 
-@pytest.fixture(scope="module")
-def student() -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(embedded_student(), dtype=torch.float32).eval()
-
-
 def test_fewer_chains_advance_together_where_memory_is_short(
     tiny_model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -61,9 +54,9 @@ def test_fewer_chains_advance_together_where_memory_is_short(
     expected = rollout(tiny_model, tokenizer, episodes(chosen), Sampling(turn_tokens=8))
     assert capsys.readouterr().out == ""
     widths = []
-    choose = rollout_module._choose
-    monkeypatch.setattr(rollout_module, "_choose", lambda x, rows, s: widths.append(len(rows)) or choose(x, rows, s))
-    monkeypatch.setattr(rollout_module, "available_bytes", lambda device: 500_000)
+    feed = DecodeEngine.feed
+    monkeypatch.setattr(DecodeEngine, "feed", lambda self, rows: widths.append(len(rows)) or feed(self, rows))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 500_000)
     assert rollout(tiny_model, tokenizer, episodes(chosen), Sampling(turn_tokens=8)) == expected
     found = max(widths)
     assert 1 <= found < 5 and capsys.readouterr().out == f"{found} chains at a time in place of 64: 0.0 GB are left\n"
@@ -71,14 +64,14 @@ def test_fewer_chains_advance_together_where_memory_is_short(
 
 @pytest.mark.slow
 def test_greedy_batched_equals_one_by_one_equals_the_library_in_fp32(
-    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+    embedded_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    chosen = problems(4) + problems(2, "fol")
-    batched = rollout(student, tokenizer, episodes(chosen), Sampling(turn_tokens=24))
-    alone = rollout(student, tokenizer, episodes(chosen), Sampling(turn_tokens=24, batch_size=1))
-    library = [by_generate(student, tokenizer, episode, 24) for episode in episodes(chosen)]
+    chosen, limits = problems(2) + problems(1, "fol"), Limits(calls=3, errors=3)
+    batched = rollout(embedded_model, tokenizer, episodes(chosen, limits), Sampling(turn_tokens=16))
+    alone = rollout(embedded_model, tokenizer, episodes(chosen, limits), Sampling(turn_tokens=16, batch_size=1))
+    library = [by_generate(embedded_model, tokenizer, episode, 16) for episode in episodes(chosen, limits)]
     assert batched == alone == library
-    assert len({chain.steps for chain in batched}) == len(chosen)  # six different chains, not six empty ones
+    assert len({chain.steps for chain in batched}) == len(chosen)  # three different chains, not three empty ones
 
 
 def test_sampled_chains_do_not_depend_on_their_neighbours(

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcdpo_utils import store
+from fcdpo_utils.lab.grid import slug
 from fcdpo_utils.store import StoreError
 
 RECORDS = [{"id": "a", "n": 1}, {"id": "b", "text": "Größe\n<|im_end|>\u2028"}, {"id": "c", "list": [1, None, 0.5]}]
@@ -55,6 +56,24 @@ def test_a_record_is_one_line_whatever_its_text(path: Path) -> None:
 
 def test_equal_values_are_dumped_as_the_same_text() -> None:
     assert store.dump({"b": 1, "a": "ü"}) == store.dump({"a": "ü", "b": 1}) == '{"a": "ü", "b": 1}'
+
+
+HALF = "\ud83d"  # half of a surrogate pair, for which UTF-8 has no bytes
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(st.sampled_from(["ü", "\\", HALF, "d"])), max_size=3)))
+@on_disk
+def test_text_that_utf8_cannot_hold_is_read_as_it_was_appended(path: Path, made: list[dict]) -> None:
+    path.unlink(missing_ok=True)
+    store.append(path, made)
+    assert store.read(path) == made
+
+
+def test_text_that_utf8_cannot_hold_does_not_spoil_a_whole_file(path: Path) -> None:
+    store.write_json(path, {"text": HALF})
+    assert store.read_json(path) == {"text": HALF}
+    store.write(path, f"a page with {HALF}")
+    assert path.read_text(encoding="utf-8") == "a page with \\ud83d"
 
 
 def test_an_empty_file_holds_no_records(path: Path) -> None:
@@ -244,11 +263,39 @@ def test_an_artifact_that_is_there_is_given_back(path: Path) -> None:
     assert store.require(path, "02") == path
 
 
+# Names of files
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("D*, twice", "dstar-twice"),
+        ("beta 0.02", "beta-0.02"),
+        ("..", ""),
+        (".", ""),
+        (" ..", ""),
+        ("...", ""),
+        ("β", ""),
+    ],
+)
+def test_a_name_becomes_a_file_in_its_folder_or_nothing(name: str, file: str) -> None:
+    assert slug(name) == file
+
+
+@given(st.text(st.sampled_from(".-/ aB*"), max_size=8))
+def test_no_name_leads_out_of_its_folder_or_hides(name: str) -> None:
+    assert "/" not in slug(name) and not slug(name).startswith((".", "-"))
+
+
 # Digests
 
 
 def test_a_digest_is_the_same_for_text_and_its_bytes() -> None:
     assert store.digest("ü", b"b") == store.digest("ü".encode(), "b")
+
+
+def test_text_that_utf8_cannot_hold_has_a_digest_too() -> None:
+    assert len({store.digest(HALF), store.digest("\ud83e"), store.digest("?")}) == 3
 
 
 def test_a_digest_knows_where_one_part_ends() -> None:

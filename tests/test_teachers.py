@@ -9,13 +9,14 @@ from functools import cache
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from fcdpo_utils.agent import Limits, run_calls
-from fcdpo_utils.rollout import Sampling
-from fcdpo_utils.tasks.arithmetic import Arithmetic
-from fcdpo_utils.tasks.base import Problem, Task
-from fcdpo_utils.tasks.fol import FirstOrderLogic
-from fcdpo_utils.teachers import COMMON_MISTAKES, Job, Sample, ScriptedTeacher
-from fcdpo_utils.teachers.local import LocalTeacher
+from fcdpo_utils.arithmetic import Arithmetic
+from fcdpo_utils.episode import Limits, run_calls
+from fcdpo_utils.plain import Sampling
+from fcdpo_utils.problems import Problem, Task
+from fcdpo_utils.tasks.logic.task import FirstOrderLogic
+from fcdpo_utils.teacher import Sample, SampleRequest
+from fcdpo_utils.teachers import LocalTeacher
+from fcdpo_utils.teachers.scripted import COMMON_MISTAKES, ScriptedTeacher
 
 FOL, ARITHMETIC = FirstOrderLogic(), Arithmetic()
 TOOLSETS = [(task, name) for task in (FOL, ARITHMETIC) for name in task.toolsets]
@@ -32,8 +33,8 @@ def sample_chains(
 ) -> list[Sample]:
     """All chains of a teacher, `each` per problem."""
     made: list[Sample] = []
-    jobs = [Job(task, problem, number, toolset, limits) for problem in problems for number in range(each)]
-    teacher.run(jobs, made.append)
+    requests = [SampleRequest(task, problem, number, toolset, limits) for problem in problems for number in range(each)]
+    teacher.run(requests, made.append)
     return made
 
 
@@ -59,7 +60,7 @@ def test_the_same_arguments_give_the_same_chains(task: Task) -> None:
 
 def test_a_chain_does_not_depend_on_what_was_asked_before() -> None:
     expected = samples(MIXED, FOL)[5 * 8 + 3]
-    assert MIXED.sample(Job(FOL, problems(FOL)[5], 3)) == expected
+    assert MIXED.sample(SampleRequest(FOL, problems(FOL)[5], 3)) == expected
 
 
 @pytest.mark.parametrize("other", [ScriptedTeacher(0.5, 0.3, seed=3), ScriptedTeacher(0.5, 0.3, seed=0)])
@@ -190,9 +191,11 @@ def test_chains_of_a_local_model_do_not_depend_on_batch_size_or_order(
     tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Random weights, sampled: every chain has its own random stream."""
-    jobs = [Job(ARITHMETIC, p, n, limits=Limits(calls=3)) for p in problems(ARITHMETIC, 3) for n in range(3)]
+    requests = [
+        SampleRequest(ARITHMETIC, p, n, limits=Limits(calls=3)) for p in problems(ARITHMETIC, 3) for n in range(3)
+    ]
     found = []
-    for size, order in ((9, jobs), (2, jobs[::-1]), (1, jobs)):
+    for size, order in ((9, requests), (2, requests[::-1]), (1, requests)):
         made: list[Sample] = []
         LocalTeacher(tiny_model, tokenizer, Sampling(1.0, 6, size, seed=1)).run(order, made.append)
         found.append({(s.problem.id, s.number): s.chain for s in made})

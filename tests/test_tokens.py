@@ -1,7 +1,5 @@
 """Tokenised chats as a specification: which tokens are the policy's, for the chat templates of the students."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,2 +1,3 @@
-"""The five notebooks as one run: `runner` runs them, `manifest` says what a run is made of, `baselines` and `report`
-judge and show it, `doctor` looks at the machine, `cli` is the `fcdpo` command."""
+"""The notebooks as one run: `runner` runs them, `manifest` says what a run is made of, `baselines` judges it,
+`export` and `publish` show and give it to others, `doctor` looks at the machine, `train` takes several GPUs, `cli` is
+the `fcdpo` command."""

@@ -1,24 +1,26 @@
 """The `fcdpo` command. Exit code 0 only when everything asked for was done; errors are one line on stderr."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fcdpo_utils import store
-from fcdpo_utils.pipeline import baselines, doctor, export, manifest, report, runner, wheels
-from fcdpo_utils.profiles import SettingsError
+from fcdpo_utils.lab import pool
+from fcdpo_utils.pipeline import baselines, doctor, export, manifest, publish, runner
 from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
+from fcdpo_utils.teacher import TeacherError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
     try:
-        return options.action(options)
-    except (runner.StageError, SettingsError, store.StoreError, OSError, ValueError) as error:
+        code = options.pop("action")(**options)
+        return int(code) if isinstance(code, int) else 0
+    except (runner.StageError, store.StoreError, TeacherError, OSError, ValueError) as error:
         print(f"fcdpo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -26,102 +28,110 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fcdpo", description="Teach a small model to reason with function calls.")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="fcdpo", description="Teach a small model to reason with function calls.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    of_run = ArgumentParser(add_help=False)
+    of_run.add_argument("run", type=Path, help="run directory")
 
-    def command(name: str, action, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, action: Callable[..., int | None], text: str, *shared: ArgumentParser) -> ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=shared)
         added.set_defaults(action=action)
         return added
 
-    run = command(
-        "run", _run, "run notebooks 01 to 05, or further ones (--only), under papermill; skips what is up to date"
-    )
-    run.add_argument("--profile", default="cpu")
-    run.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as teacher.samples=8")
-    run.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
+    settings = ArgumentParser(add_help=False)
+    settings.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as teacher.samples=8")
+    of_profile = ArgumentParser(add_help=False, parents=[settings])
+    of_profile.add_argument("--profile", default="cpu", help="a shipped one's name, or the path of your own .yaml file")
+    of_profile.add_argument("--run-dir", type=Path, help="default: outputs/<profile>")
+    text = "run notebooks 01 to 05, or further ones (--only), under papermill; skips what is up to date"
+    run = command("run", _run, text, of_profile)
     which = run.add_mutually_exclusive_group()
-    which.add_argument("--only", default="", metavar="NN", help="run this stage alone; 06 to 08 with those it needs")
+    which.add_argument("--only", default="", metavar="NN", help="run this stage alone; 06 and up with those it needs")
     which.add_argument("--from", dest="start", default="", metavar="NN", help="run this stage and those after it")
     run.add_argument("--cell-timeout", type=int, default=0, metavar="S", help="seconds that one cell may take; 0: any")
-    check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails")
-    check.add_argument("run", type=Path, help="run directory")
+    _add_own(command, of_run, settings, of_profile)
+    check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails", of_run)
     check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
-    page = command("report", _report, "write report.html, one self-contained page, into a run directory")
-    page.add_argument("run", type=Path, help="run directory")
-    away = command("export", _export, "write adapter, data and their cards into <run>/export, for others to use")
-    away.add_argument("run", type=Path, help="run directory")
+    text = "write report.html, one self-contained page, into a run directory"
+    command("report", lambda run: print(export.report(run)), text, of_run)
+    text = "write adapter, data and their cards into <run>/export, for others to use"
+    away = command("export", _export, text, of_run)
     away.add_argument("--merged", action="store_true", help="the merged bf16 model, too")
     away.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload them; needs HF_TOKEN")
     command("doctor", _doctor, "look at this machine: Python, packages, memory, GPU, hub, profiles")
-    clean = command("clean", _clean, "delete a run directory")
-    clean.add_argument("run", type=Path, help="run directory")
-    offline = command("wheels", _wheels, "make a folder for Kaggle sessions without internet: code and wheels")
-    offline.add_argument("folder", type=Path, help="to be uploaded as the data set fcdpo")
-    offline.add_argument("--python", default="3.12", metavar="X.Y", help="Kaggle's Python version")
-    rows = command("gsm8k", _gsm8k, "how many rows of a GSM8K file convert to chains, and why others do not")
+    command("clean", lambda run: print(doctor.clean(run)), "delete a run directory", of_run)
+    place = command("publish", _publish, "write where this repository is published into all files that name it")
+    place.add_argument("url", help="https://github.com/<owner>/<name>; an empty one takes the address out")
+    place.add_argument("--tag", default="main", help="what badges open and set-up cells clone; default: main")
+    text = "variants of notebook 06 over several runs of one profile with other seeds, tested together"
+    several = command("pool", lambda runs: print(pool.markdown(pool.pooled(runs))), text)
+    several.add_argument("runs", type=Path, nargs="+", help="run directories")
+    text = "how many rows of a GSM8K file convert to chains, and why others do not"
+    rows = command("gsm8k", lambda path: print(report_table(conversion_report(load_rows(path)))), text)
     rows.add_argument("path", type=Path)
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    choice = {"only": options.only, "start": options.start, "cell_timeout": options.cell_timeout}
-    folder = runner.run(options.profile, options.set, options.run_dir, **choice)
-    print(f"results: {folder}" if options.only else runner.results_table(folder))
-    return 0
+def _add_own(command: Callable[..., ArgumentParser], *shared: ArgumentParser) -> None:
+    """What leads to tasks and students of one's own; imported when it is called, for that takes seconds."""
+
+    def late(room: str, name: str) -> Callable[..., int | None]:
+        return lambda **options: getattr(import_module(f"fcdpo_utils.pipeline.{room}"), name)(**options)
+
+    of_run, settings, of_profile = shared
+    command("plan", late("plan", "plan"), "prompts, tokens and price of a run, before a teacher is asked", of_profile)
+    task = command("task", late("plan", "check_task"), "check a task of your own, whose file is run: it is your code")
+    task.add_argument("what", choices=["check"])
+    task.add_argument("file", type=Path)
+    text = "ask the student of a run (or with --set teacher...=... another model); its calls appear one by one"
+    question = command("ask", late("ask", "ask_run"), text, of_run, settings)
+    question.add_argument("--task", required=True, metavar="NAME")
+    question.add_argument(
+        "question", help='in English; of fol in formulas: "big(Lisa); big(x) -> guard(x); guard(Lisa)"'
+    )
+    question.add_argument("--untouched", action="store_true", help="the student before training")
+    question.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
 
 
-def _check(options: argparse.Namespace) -> int:
-    store.require(options.run / manifest.NAME, "fcdpo run")
-    profile = manifest.load(options.run).get("profile")
+def _run(set: list[str], only: str, **options: Any) -> None:
+    folder = runner.run(overrides=set, only=only, **options)
+    print(f"results: {folder}" if only else runner.results_table(folder))
+
+
+def _check(run: Path, baseline: Path | None, update: bool) -> int:
+    profile = manifest.load(store.require(run / manifest.NAME, "fcdpo run").parent).get("profile")
     if profile is None:
-        raise store.StoreError(f"{options.run / manifest.NAME} cannot be read; run it again")
-    baseline = options.baseline or baselines.baseline_path(profile)
-    if options.update:
-        changed = baselines.update(options.run, baseline)
-        print("\n".join([*changed, f"{len(changed)} changes in {baseline}"]))
+        raise store.StoreError(f"{run / manifest.NAME} cannot be read; run it again")
+    baseline = baseline or baselines.baseline_path(profile)
+    if update:
+        changed = baselines.update(run, baseline)
+        print(*changed, f"{len(changed)} changes in {baseline}", sep="\n")
         return 0
-    rows = baselines.check(options.run, baseline)
+    rows = baselines.check(run, baseline)
     print(baselines.table(rows))
     return int(not all(row.passed for row in rows))
 
 
-def _report(options: argparse.Namespace) -> int:
-    print(report.write(options.run))
-    return 0
+def _export(run: Path, merged: bool, push_to_hub: str) -> None:
+    folders = export.export(run, merged)
+    print(*folders, sep="\n")
+    if push_to_hub:
+        print(*export.push(folders, push_to_hub), sep="\n")
 
 
-def _export(options: argparse.Namespace) -> int:
-    folders = export.export(options.run, options.merged)
-    print("\n".join(map(str, folders)))
-    if options.push_to_hub:
-        print("\n".join(export.push(folders, options.push_to_hub)))
-    return 0
+def _doctor() -> int:
+    bad = 0
+    for name, text, good in doctor.examine():
+        print(f"{'ok' if good else 'NO':3}{name:18}{text}", flush=True)
+        bad |= not good
+    return int(bad)
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    findings = []
-    for finding in doctor.examine():
-        findings.append(finding)
-        print(doctor.table([finding]), flush=True)
-    return int(not all(finding.good for finding in findings))
-
-
-def _clean(options: argparse.Namespace) -> int:
-    print(doctor.clean(options.run))
-    return 0
-
-
-def _wheels(options: argparse.Namespace) -> int:
-    print(f"{wheels.make(options.folder, options.python)} wheels and the checkout in {options.folder}")
-    return 0
-
-
-def _gsm8k(options: argparse.Namespace) -> int:
-    print(report_table(conversion_report(load_rows(options.path))))
-    return 0
+def _publish(url: str, tag: str) -> None:
+    publish.publish(url, tag)
+    print(f"published at {publish.address()}" if publish.address() else "not published")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,88 @@
-"""What a finished run gives to others: adapter, merged weights and preference data, each with a card, in `export/`.
+"""What a finished run gives to others: `report.html`, and in `export/` adapter, merged weights and preference data.
 
-Reads the artifacts of a run and nothing else; pushes to the hub only where it is told to.
+Reads the artifacts and completion records of a run, however it was run, and its manifest where `fcdpo run` made it;
+pushes to the hub only where it is told to.
 """
 
-from __future__ import annotations
-
+import base64
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fcdpo_utils import store
-from fcdpo_utils.pipeline import manifest
-from fcdpo_utils.profiles import Settings
-from fcdpo_utils.students import STUDENTS
+from fcdpo_utils.episode import Chain
+from fcdpo_utils.pipeline import baselines, manifest, publish
+from fcdpo_utils.pipeline.stage import format_seconds, record_path
+from fcdpo_utils.settings import Settings
 
-TEMPLATES = Path(__file__).parent
-_DATA = ("preferences_augmented.jsonl", "preferences_original.jsonl")
+_FIGURES = {
+    "accuracy.png": "Sound answers on held-out problems, with 95 % intervals",
+    "outcomes_*.png": "How chains end",
+    "levels_*.png": "Sound answers by difficulty",
+    "training_curves.png": "Training: loss, reward margin, log-probabilities",
+}
+_HUB_SUFFIXES = {"adapter": "", "merged": "-merged", "dataset": "-preferences"}
+
+
+def _render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
+    """Write a file from one of the templates beside this module; all text of models is escaped in HTML."""
+    html, trimmed = path.suffix == ".html", {"trim_blocks": True, "lstrip_blocks": True}
+    options = {"autoescape": html, "keep_trailing_newline": not html, "undefined": StrictUndefined, **trimmed}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
+    environment.filters |= {"percent": lambda share: f"{100 * share:.1f} %", "duration": format_seconds}
+    store.write(path, environment.get_template(template).render(values))
+    return path
+
+
+def report(run_dir: Path) -> Path:
+    """Write `report.html`, self-contained, readable in light and dark, wide and narrow; returns its path.
+
+    Raises StoreError where the run is not finished. A run of notebooks by hand has no manifest that its files could be
+    checked against; the page says so.
+    """
+    metrics, made = _metrics(run_dir), manifest.load(run_dir)
+    whole = baselines.integrity(run_dir) if (run_dir / manifest.NAME).exists() else ()
+    if broken := next((row for row in whole if not row.passed), None):
+        raise store.StoreError(f"no report of a run that is not whole: {broken.name} is {broken.got}; run it again")
+    stages = []
+    for spec in manifest.STAGES:
+        record = store.read_json(store.require(record_path(run_dir, spec.name), spec.name[:2]))
+        seconds = made.get("stages", {}).get(spec.name, {}).get("seconds")
+        stages.append({"number": spec.name[:2], "peak_gib": record["peak_gib"], "seconds": seconds})
+    settings = manifest.recorded_settings(run_dir, manifest.STAGES[-1].name).model_dump(mode="json")
+    shown = {"settings": settings, "figures": list(_figures(run_dir)), "examples": list(_examples(run_dir))}
+    return _render(run_dir / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
+
+
+def _metrics(run_dir: Path) -> dict[str, Any]:
+    """Those of notebook 05; a profile that is a file of this machine by its name alone."""
+    metrics = store.read_json(store.require(run_dir / "metrics.json", "05"))
+    return metrics | {"profile": Path(metrics["profile"]).stem}
+
+
+def _figures(run_dir: Path) -> Iterator[dict[str, Any]]:
+    for pattern, caption in _FIGURES.items():
+        for path in sorted(run_dir.glob(pattern)):
+            title = f"{caption}: {path.stem.partition('_')[2]}" if "*" in pattern else caption
+            data = base64.b64encode(path.read_bytes()).decode()
+            yield {"caption": title, "url": f"data:image/png;base64,{data}", "wide": path.stem == "training_curves"}
+
+
+def _examples(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """For each task, one problem that training turned sound and one that it did not, where there are such."""
+    problems = {p["id"]: p for p in store.read(store.require(run_dir / "problems.jsonl", "01"))}
+    stored = [store.read(store.require(run_dir / f"chains_{when}.jsonl", "05")) for when in ("before", "after")]
+    before, after = ({record["problem_id"]: Chain.from_record(record) for record in records} for records in stored)
+    for task in dict.fromkeys(problems[name]["task"] for name in before):
+        names = [name for name in before if name in after and problems[name]["task"] == task]
+        gained = [name for name in names if after[name].sound and not before[name].sound]
+        failed = [name for name in names if not after[name].sound]
+        for name in (*gained[:1], *failed[:1]):
+            yield {"task": task, "problem": problems[name], "before": before[name], "after": after[name]}
 
 
 def export(run_dir: Path, merged: bool = False) -> list[Path]:
@@ -24,10 +90,8 @@ def export(run_dir: Path, merged: bool = False) -> list[Path]:
 
     Raises StoreError where the run is not finished, ValueError where the student cannot be loaded.
     """
-    metrics = store.read_json(store.require(run_dir / "metrics.json", "05"))
+    facts = {"metrics": _metrics(run_dir), **_facts(run_dir)}
     adapter = store.require(run_dir / "adapter" / "adapter_model.safetensors", "04").parent
-    settings = Settings.model_validate(manifest.load(run_dir)["settings"])
-    facts = {"metrics": metrics, "settings": settings, "base": _hub_name(settings), "licence": _licence(settings)}
     folders = [run_dir / "export" / name for name in ("adapter", "dataset", *(["merged"] if merged else []))]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,19 +99,43 @@ def export(run_dir: Path, merged: bool = False) -> list[Path]:
     shutil.copy2(adapter / "adapter_model.safetensors", folders[0])
     config = store.read_json(adapter / "adapter_config.json")  # it names a folder of this machine
     store.write_json(folders[0] / "adapter_config.json", config | {"base_model_name_or_path": facts["base"]})
-    for name in _DATA:
-        shutil.copy2(store.require(run_dir / name, "03"), folders[1])
+    for name in ("augmented", "original"):
+        shutil.copy2(store.require(run_dir / f"preferences_{name}.jsonl", "03"), folders[1])
     if merged:
-        _merge(settings, adapter, folders[2])
+        _merge(facts["settings"], adapter, folders[2])
     for folder in folders:
-        kind = "dataset" if folder.name == "dataset" else "model"
-        store.write(folder / "README.md", _card(kind, folder.name == "merged", facts))
+        template = "dataset_card.md.j2" if folder.name == "dataset" else "model_card.md.j2"
+        _render(folder / "README.md", template, merged=folder.name == "merged", **facts)
     return folders
+
+
+def _facts(run_dir: Path) -> dict[str, Any]:
+    """What the cards say besides results: of each setting, what the stage was run with that used it."""
+    from fcdpo_utils.students import known  # slow to import
+
+    teacher, data = (manifest.recorded_settings(run_dir, stage) for stage in ("02", "03"))
+    made = {"teacher": teacher.teacher, "tasks": data.tasks, "preferences": data.preferences}
+    settings = manifest.recorded_settings(run_dir, "04").model_copy(update=made)
+    student = known(settings.student.source)
+    licence = student["licence"].lower() if student else ""
+    return {
+        "address": publish.address(),
+        "settings": settings,
+        "base": student["source"] if student else public_name(settings.student.source),
+        "licence": licence if licence in ("apache-2.0", "mit") else "other",  # as the hub writes them
+        "teacher": [public_name(name) for name in (settings.teacher.model, settings.teacher.adapter) if name],
+    }
+
+
+def public_name(source: str) -> str:
+    """The name of a model for others: a hub id, or the last part of a path."""
+    hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) and not Path(source).exists()
+    return source if hub_id else Path(source).name
 
 
 def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
     """The whole student in bf16, adapter included, as transformers, vLLM and llama.cpp's converter read it."""
-    from fcdpo_utils.models import ModelError, load_student, quiet  # slow to import, and only this needs it
+    from fcdpo_utils.students import ModelError, load_student, quiet
 
     try:
         student = settings.student.model_copy(update={"four_bit": False, "dtype": "bfloat16"})
@@ -60,25 +148,6 @@ def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _hub_name(settings: Settings) -> str:
-    """The base model's name on the hub; a folder keeps its own name."""
-    return STUDENTS["smollm2-135m"].source if settings.student.source == "embedded" else settings.student.source
-
-
-def _licence(settings: Settings) -> str:
-    """The licence of a known base model, as the hub writes it; "other" for the rest."""
-    known = {student.source: student.licence for student in STUDENTS.values()}
-    licence = known.get(_hub_name(settings), "other").lower()
-    return licence if licence in ("apache-2.0", "mit") else "other"
-
-
-def _card(kind: str, merged: bool, facts: dict) -> str:
-    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = Environment(undefined=StrictUndefined, **options)
-    template = environment.from_string((TEMPLATES / f"{kind}_card.md.j2").read_text(encoding="utf-8"))
-    return template.render(merged=merged, **facts)
-
-
 def push(folders: list[Path], name: str) -> list[str]:
     """Upload what `export` wrote, as `name`, `name-merged` and the data set `name-preferences`; returns the addresses.
 
@@ -88,13 +157,11 @@ def push(folders: list[Path], name: str) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError
 
     api, addresses = HfApi(), []
-    suffixes = {"adapter": "", "merged": "-merged", "dataset": "-preferences"}
     for folder in folders:
-        kind = "dataset" if folder.name == "dataset" else "model"
+        kind, repo = "dataset" if folder.name == "dataset" else "model", name + _HUB_SUFFIXES[folder.name]
         try:
-            address = api.create_repo(name + suffixes[folder.name], repo_type=kind, exist_ok=True)
-            api.upload_folder(repo_id=name + suffixes[folder.name], repo_type=kind, folder_path=folder)
+            addresses.append(str(api.create_repo(repo, repo_type=kind, exist_ok=True)))
+            api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder)
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise ValueError(f"cannot push {folder.name} to the hub: {str(error).splitlines()[0]}") from None
-        addresses.append(str(address))
     return addresses

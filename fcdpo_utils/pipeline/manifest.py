@@ -4,94 +4,45 @@ A stage is up to date when its notebook, the package's code, the settings and in
 are what they were when it last succeeded. Knows contents by their SHA-256 and nothing of what they mean.
 """
 
-from __future__ import annotations
-
-import json
+import os
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import psutil
+import yaml
 
 from fcdpo_utils import store
-from fcdpo_utils.profiles import Settings
-from fcdpo_utils.provenance import ROOT, code_digest, commit, machine, package_versions, weights_state
-from fcdpo_utils.stage import record_path
+from fcdpo_utils.fingerprint import ROOT, code_behind, package_versions
+from fcdpo_utils.lab.settings import RunSettings
+from fcdpo_utils.pipeline.stage import record_path
+from fcdpo_utils.problems import TASKS, rooms_of
 
 NAME = "manifest.json"
 NOTEBOOKS = ROOT / "notebooks"
 
 
-@dataclass(frozen=True)
-class StageSpec:
-    """One notebook: the groups of settings it depends on, the artifacts it reads and those it makes (globs).
-
-    `needs`: the stages before a further one, by number.
-    """
+class StageSpec(NamedTuple):
+    """One notebook, as `stages.yaml` describes it."""
 
     name: str
     settings: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] | None = None
 
 
-STAGES = (
-    StageSpec("01_function_definition", ("seed", "tasks"), (), ("problems.jsonl",)),
-    StageSpec("02_teacher_chains", ("seed", "tasks", "limits", "teacher"), ("problems.jsonl",), ("chains.jsonl",)),
-    StageSpec(
-        "03_preference_data",
-        ("tasks", "preferences"),
-        ("problems.jsonl", "chains.jsonl"),
-        ("completions.jsonl", "blocks.jsonl", "pairs_*.jsonl", "preferences_*.jsonl"),
-    ),
-    StageSpec(
-        "04_student_training",
-        ("seed", "tasks", "preferences", "student", "training"),
-        ("problems.jsonl", "completions.jsonl", "blocks.jsonl", "preferences_*.jsonl"),
-        ("adapter/adapter_*", "training.json", "training_curve.csv", "training_curves.png"),
-    ),
-    StageSpec(
-        "05_evaluation_and_plots",
-        ("profile", "seed", "tasks", "limits", "student", "evaluation"),
-        ("problems.jsonl", "completions.jsonl", "adapter/adapter_*", "training.json"),
-        (
-            "chains_before.jsonl",
-            "chains_after.jsonl",
-            "metrics.json",
-            "accuracy.png",
-            "outcomes_*.png",
-            "levels_*.png",
-        ),
-    ),
-)
-
-FURTHER = (  # beyond the pipeline: run by number, and then the stages that they need come first
-    StageSpec(
-        "06_ablations",
-        ("seed", "tasks", "limits", "preferences", "student", "training", "evaluation", "ablations"),
-        ("problems.jsonl", "chains.jsonl"),
-        ("ablations.json", "ablations_*.png", "ablations/*/training.json", "ablations/*/chains.jsonl"),
-        needs=("01", "02"),
-    ),
-    StageSpec(
-        "07_generalisation",
-        ("seed", "tasks", "limits", "student", "evaluation", "generalisation"),
-        ("problems.jsonl", "adapter/adapter_*", "metrics.json"),
-        ("generalisation.json", "generalisation*.png", "generalisation/*.jsonl"),
-        needs=("01", "02", "03", "04", "05"),
-    ),
-    StageSpec(
-        "08_rounds",
-        tuple("seed tasks limits preferences student training evaluation generalisation rounds".split()),
-        ("problems.jsonl", "chains.jsonl", "adapter/adapter_*"),
-        ("rounds.json", "rounds*.png", "rounds/*/chains.jsonl", "rounds/*/adapter/adapter_*", "rounds/*.jsonl"),
-        needs=("01", "02", "03", "04"),
-    ),
-)
+_SPECS = yaml.safe_load(Path(__file__).with_name("stages.yaml").read_text(encoding="utf-8"))
+_ALL = tuple(StageSpec(name, **{part: tuple(names) for part, names in spec.items()}) for name, spec in _SPECS.items())
+STAGES = tuple(spec for spec in _ALL if spec.needs is None)
+FURTHER = tuple(spec for spec in _ALL if spec.needs is not None)  # beyond the pipeline
 
 
-def head(settings: Settings) -> dict[str, Any]:
+def head(settings: RunSettings) -> dict[str, Any]:
     """What a run is made of: everything in a manifest but its stages."""
     version = commit()
     return {
@@ -108,11 +59,9 @@ def head(settings: Settings) -> dict[str, Any]:
 
 def load(run_dir: Path) -> dict[str, Any]:
     """The manifest of a run; empty where there is none or a kill left none that reads."""
-    try:
-        value = json.loads((run_dir / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    with suppress(store.StoreError, TypeError, ValueError):
+        return dict(store.read_json(run_dir / NAME))
+    return {}
 
 
 def save(run_dir: Path, manifest: dict[str, Any]) -> None:
@@ -130,27 +79,31 @@ def executed(spec: StageSpec) -> str:
     return f"notebooks/{spec.name}.ipynb"
 
 
-def fingerprint(spec: StageSpec, settings: Settings, run_dir: Path) -> dict[str, Any]:
+def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[str, Any]:
     """What a stage depends on, part by part, so that a change can be named."""
-    notebook = json.loads((NOTEBOOKS / f"{spec.name}.ipynb").read_text(encoding="utf-8"))
+    cells = store.read_json(NOTEBOOKS / f"{spec.name}.ipynb")["cells"]
+    code = "\n".join(source_of(cell) for cell in cells if cell["cell_type"] == "code")
+    python = re.sub(r"^(\s*)[!%].*", r"\1pass", code, flags=re.M)  # without lines that only IPython understands
     values = settings.model_dump(mode="json")
     parts = {
-        "notebook": store.digest(*(source_of(cell) for cell in notebook["cells"])),
-        "code": code_digest(),
+        "notebook": store.digest(*map(source_of, cells)),
+        "code": code_behind(python, *rooms_of(settings.tasks)),
         **{f"settings of {name}": setting_digest(values[name]) for name in spec.settings},
         **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
     }
-    if spec.name == STAGES[0].name or "rounds" in spec.settings:
+    if spec.name == STAGES[0].name:
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
+        files += [str(path) for name in settings.tasks if (path := getattr(TASKS[name], "source", None))]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
-    teacher = settings.teacher
-    for group, source in (
-        ("student", settings.student.source),
-        ("teacher", teacher.model),
-        ("teacher", teacher.adapter),
-    ):
-        if source and group in spec.settings and (state := weights_state(source)):
-            parts[f"folder {source}"] = state
+    models, teacher = {"student": (settings.student, None)}, settings.teacher
+    if teacher.kind == "local":
+        models["teacher"] = teacher.student, teacher.adapter and Path(teacher.adapter)
+    if settings.warm_up.adapter:
+        models["warm_up"] = settings.student, Path(settings.warm_up.adapter)
+    for name in models.keys() & spec.settings:
+        from fcdpo_utils.students import student_fingerprint  # slow to import, and only a model needs it
+
+        parts[name] = student_fingerprint(*models[name])
     return parts
 
 
@@ -159,21 +112,65 @@ def setting_digest(value: Any) -> str:
     return store.digest(store.dump(value))
 
 
+def recorded_settings(run_dir: Path, stage: str) -> RunSettings:
+    """The settings that a stage, such as "04", last ended with. Raises `StoreError` where its record does not tell."""
+    record = store.require(record_path(run_dir, stage), stage[:2])
+    try:
+        return RunSettings.model_validate(store.read_json(record)["settings"])
+    except (KeyError, TypeError, ValueError):
+        raise store.StoreError(f"{record} holds no settings of this version; run {stage[:2]} again") from None
+
+
 def source_of(cell: dict[str, Any]) -> str:
     """The text of a notebook cell, which is stored as one string or as lines."""
     return "".join(cell["source"])
 
 
-def changes(spec: StageSpec, settings: Settings, run_dir: Path, manifest: dict[str, Any]) -> list[str]:
+def differing(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """The names of what is not the same in both."""
+    return [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+
+
+def altered(spec: StageSpec, run_dir: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Artifacts of a stage that are not what its entry in the manifest says: altered, missing or new."""
+    return differing(digests(run_dir, (*spec.outputs, executed(spec))), entry.get("outputs", {}))
+
+
+def recorded_run(run_dir: Path, stage: str) -> str | None:
+    """The run in which a stage last ended."""
+    record = record_path(run_dir, stage)
+    return store.read_json(record).get("run") if record.exists() else None
+
+
+def changes(spec: StageSpec, settings: RunSettings, run_dir: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Why a stage has to run: empty when it is up to date, else what is new, in words."""
     entry = manifest.get("stages", {}).get(spec.name, {})
-    record = record_path(run_dir, spec.name)
     if entry.get("papermill_exit") != 0 or not entry.keys() >= {"depends_on", "outputs"}:
         return ["not finished yet"]
-    if not record.exists() or store.read_json(record).get("run") != entry["run"]:
+    if recorded_run(run_dir, spec.name) != entry["run"]:
         return ["run by hand since"]
-    now, before = fingerprint(spec, settings, run_dir), entry["depends_on"]
-    changed = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
-    outputs = digests(run_dir, (*spec.outputs, executed(spec)))
-    changed += [f"output {name}" for name, value in entry["outputs"].items() if outputs.get(name) != value]
-    return changed
+    outputs = [f"output {name}" for name in altered(spec, run_dir, entry)]
+    return differing(fingerprint(spec, settings, run_dir), entry["depends_on"]) + outputs
+
+
+def commit() -> str:
+    """The commit of the checkout, with "-dirty" where it has changes; "unknown" without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that this process may use, the memory, and NVIDIA GPUs by their driver's files."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory().total / 2**30
+    gpus = [_field(path, "Model:") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    cpu = _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine()
+    return {"cpu": cpu, "cores": cores, "memory_gib": round(memory, 1), "gpus": gpus, "system": platform.platform()}
+
+
+def _field(path: Path, name: str) -> str:
+    """The value of a "name : value" line in one of the kernel's files."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

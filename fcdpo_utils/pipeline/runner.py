@@ -5,12 +5,11 @@ states prove nothing (papermill calls a notebook whose kernel was killed "comple
 nothing of what they compute.
 """
 
-from __future__ import annotations
-
 import ast
 import ctypes
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,14 +17,17 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fcdpo_utils import store
+from fcdpo_utils.fingerprint import ROOT
+from fcdpo_utils.lab.settings import RunSettings, load_settings
 from fcdpo_utils.pipeline import manifest
-from fcdpo_utils.pipeline.manifest import StageSpec
-from fcdpo_utils.profiles import Settings, load_settings
-from fcdpo_utils.provenance import ROOT
-from fcdpo_utils.stage import PARAMETERS, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
+from fcdpo_utils.pipeline.stage import PARAMETERS, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
+from fcdpo_utils.settings import STARTED_IN
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts; page faults cost much time
 _SILENCE_SECONDS = 20  # how often a status line is printed where the output is no terminal
@@ -33,6 +35,18 @@ _SILENCE_SECONDS = 20  # how often a status line is printed where the output is 
 
 class StageError(Exception):
     """One line: which stage failed and why."""
+
+
+class _Run(NamedTuple):
+    """What the stages of one call share; `head` opens the manifest, `token` tells their records from other runs'."""
+
+    profile: str
+    settings: RunSettings
+    overrides: Sequence[str]
+    folder: Path
+    head: dict[str, Any]
+    cell_timeout: int
+    token: str
 
 
 def run(
@@ -50,44 +64,42 @@ def run(
     must be up to date. `only` may name a further stage ("06"): the stages that it needs are brought up to date, then
     it runs. `cell_timeout`: seconds, 0 for none. Raises `StageError`, `SettingsError` or `StoreError`.
     """
-    settings = load_settings(profile, overrides)
-    specs, further = manifest.STAGES, _find(only, manifest.FURTHER)
-    if further:
-        specs, only = (*(spec for spec in specs if spec.name[:2] in further.needs), further), ""
-    first = _index(only or start) if only or start else 0
-    for spec in specs:
+    settings, plan = load_settings(profile, overrides), _plan(only, start)
+    for spec, _ in plan:
         check_notebook(manifest.NOTEBOOKS / f"{spec.name}.ipynb")
+    minutes = dict(zip(manifest.STAGES, settings.expected_minutes, strict=False))
     folder, token = open_run_dir(profile, str(run_dir or "")), uuid.uuid4().hex
-    head = manifest.head(settings)
+    profile = profile if profile == settings.profile else str(Path(profile).absolute())  # notebooks work elsewhere
+    this = _Run(profile, settings, overrides, folder, manifest.head(settings), cell_timeout, token)
     with lock(folder / "run.lock"):
         (folder / "notebooks").mkdir(exist_ok=True)
-        for index, spec in enumerate(specs):
-            if only and index > first:
-                break
+        for number, (spec, what) in enumerate(plan, start=1):
+            place = f"[{number}/{len(plan)}] {spec.name}"
             reasons = manifest.changes(spec, settings, folder, manifest.load(folder))
-            if index < first and reasons:
+            if what == "want" and reasons:
                 raise StageError(f"stage {spec.name} is not up to date ({reasons[0]}); run it first")
-            if not reasons and not ((only or start) and index >= first) and spec is not further:
-                _say(f"[{index + 1}/{len(specs)}] {spec.name}: up to date, skipped", final=True)
-                continue
-            later = 0.0 if further else 60 * sum(settings.expected_minutes[index + 1 :])
-            place = f"[{index + 1}/{len(specs)}] {spec.name}"
-            _make(spec, place, later, settings, head, folder, token, overrides, cell_timeout)
+            if reasons or what == "run":
+                _make(this, spec, place, later=60 * sum(minutes.get(spec, 0) for spec, _ in plan[number:]))
+            else:
+                _say(f"{place}: up to date, skipped", final=True)
     return folder
 
 
-def _find(number: str, specs: Sequence[StageSpec]) -> StageSpec | None:
-    """The stage that "04" or its whole name means."""
-    return next((spec for spec in specs if number in (spec.name, spec.name[:2], spec.name[1:2])), None)
-
-
-def _index(number: str) -> int:
-    """The place of a stage in the pipeline."""
-    found = _find(number, manifest.STAGES)
-    if not found:
-        known = ", ".join(spec.name[:2] for spec in (*manifest.STAGES, *manifest.FURTHER))
+def _plan(only: str, start: str) -> list[tuple[manifest.StageSpec, str]]:
+    """Stages in order, each to "run", to "update" (run where it is not up to date) or to "want" (up to date)."""
+    stages, number = manifest.STAGES, only or start
+    if not number:
+        return [(spec, "update") for spec in stages]
+    everything = (*stages, *manifest.FURTHER)
+    among = everything if only else stages
+    chosen = next((spec for spec in among if number in (spec.name, spec.name[:2], spec.name[1:2])), None)
+    if chosen is None:
+        known = ", ".join(spec.name[:2] for spec in everything)
         raise StageError(f"unknown stage {number!r}; expected one of {known} (those from 06 on with --only)")
-    return manifest.STAGES.index(found)
+    if chosen in manifest.FURTHER:
+        return [*((spec, "update") for spec in stages if spec.name[:2] in chosen.needs), (chosen, "run")]
+    last = chosen if only else stages[-1]
+    return [(spec, "want" if spec.name < chosen.name else "run") for spec in stages if spec.name <= last.name]
 
 
 def check_notebook(path: Path) -> None:
@@ -95,130 +107,93 @@ def check_notebook(path: Path) -> None:
 
     papermill injects its values after that cell, or on top where there is none; a value derived inside it stays stale.
     """
-    notebook = store.read_json(path)
-    tagged = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-    wanted = f"{path.name} needs one cell tagged 'parameters' that assigns plain literals to {', '.join(PARAMETERS)}"
-    if len(tagged) != 1:
-        raise StageError(wanted)
-    try:
-        nodes = ast.parse(manifest.source_of(tagged[0])).body
+    cells = [cell for cell in store.read_json(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    names: list[str] = []
+    with suppress(SyntaxError, ValueError, AttributeError):
+        nodes = ast.parse("\n".join(map(manifest.source_of, cells))).body
         names = [node.targets[0].id for node in nodes if ast.literal_eval(node.value) is not None]
-    except (SyntaxError, ValueError, AttributeError):
-        raise StageError(wanted) from None
-    if sorted(names) != sorted(PARAMETERS):
-        raise StageError(wanted)
+    if len(cells) != 1 or sorted(names) != sorted(PARAMETERS):
+        wanted = f"one cell tagged 'parameters' that assigns plain literals to {', '.join(PARAMETERS)}"
+        raise StageError(f"{path.name} needs {wanted}")
 
 
-def _make(
-    spec: StageSpec,
-    place: str,
-    later: float,
-    settings: Settings,
-    head: dict,
-    folder: Path,
-    token: str,
-    overrides: Sequence[str],
-    cell_timeout: int,
-) -> None:
+def _make(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> None:
     """Run one stage and write down in the manifest what it depended on, what it made, and how it ended."""
-    stages = manifest.load(folder).get("stages", {})
-    before = stages.get(spec.name, {})
+    folder, stages = this.folder, manifest.load(this.folder).get("stages", {})
+    before, made = stages.get(spec.name, {}), this.head | {"stages": stages}
     attempts = before.get("attempts", 0) + 1 if before.get("papermill_exit") != 0 else 1
-    entry = {"papermill_exit": None, "run": token, "attempts": attempts, "commit": head["commit"]}
+    entry = {"papermill_exit": None, "run": this.token, "attempts": attempts, "commit": this.head["commit"]}
     stages[spec.name] = entry
-    manifest.save(folder, head | {"stages": stages})
-    depends_on = manifest.fingerprint(spec, settings, folder)
-    for figure in (path for pattern in spec.outputs if pattern.endswith(".png") for path in folder.glob(pattern)):
-        figure.unlink()  # of tasks that this run may not have
+    manifest.save(folder, made)
+    depends_on = manifest.fingerprint(spec, this.settings, folder)
+    for figure in manifest.digests(folder, [pattern for pattern in spec.outputs if pattern.endswith(".png")]):
+        (folder / figure).unlink()  # of tasks that this run may not have
     started = time.monotonic()
-    exit_code = _papermill(spec, place, settings, folder, token, overrides, cell_timeout, later)
+    exit_code = _papermill(this, spec, place, later)
     seconds = round(time.monotonic() - started, 1)
-    try:
-        _require_success(spec, folder, token, exit_code)
-    except StageError:
-        entry["papermill_exit"] = exit_code or 1  # a green exit without a record is not one
-        manifest.save(folder, head | {"stages": stages})
-        raise
+    entry["papermill_exit"] = exit_code or 1  # a green exit without a record is not one
+    manifest.save(folder, made)
+    _require_success(this, spec, exit_code)
     entry |= {"seconds": seconds, "peak_gib": store.read_json(record_path(folder, spec.name))["peak_gib"]}
-    if spec.name == manifest.STAGES[-1].name:
+    if spec == manifest.STAGES[-1]:
         _add_times(folder, stages)
     outputs = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
     entry |= {"papermill_exit": exit_code, "depends_on": depends_on, "outputs": outputs}
-    manifest.save(folder, head | {"stages": stages})
+    manifest.save(folder, made)
     _say(f"{place} done in {format_seconds(seconds)}", final=True)
 
 
 def _add_times(folder: Path, stages: dict[str, dict]) -> None:
     """Time and peak memory of every stage, into the metrics; those of the last of several attempts."""
     metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
-    done = {spec.name: stages[spec.name] for spec in manifest.STAGES}
-    metrics["stages"] = {name: {key: entry[key] for key in names} for name, entry in done.items()}
+    metrics["stages"] = {spec.name: {key: stages[spec.name][key] for key in names} for spec in manifest.STAGES}
     store.write_json(folder / "metrics.json", metrics)
 
 
-def _papermill(
-    spec: StageSpec,
-    place: str,
-    settings: Settings,
-    folder: Path,
-    token: str,
-    overrides: Sequence[str],
-    cell_timeout: int,
-    later: float,
-) -> int:
+def _papermill(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> int:
     """Execute one notebook; returns papermill's exit code. The output goes to `notebooks/<stage>.log`."""
-    record_path(folder, spec.name).unlink(missing_ok=True)
-    source, target = manifest.NOTEBOOKS / f"{spec.name}.ipynb", folder / manifest.executed(spec)
-    command = [sys.executable, "-m", "papermill", str(source), str(target)]
-    values = {"profile": settings.profile, "run_dir": str(folder), "overrides": shlex.join(overrides)}
-    for name, value in values.items():
-        command += ["-r", name, value]
-    command += ["-k", "python3", "--no-progress-bar", "--cwd", str(manifest.NOTEBOOKS)]
-    if cell_timeout:
-        command += ["--execution-timeout", str(cell_timeout)]
-    environment = {**HUGE_PAGES, **os.environ, RUN_TOKEN: token, "PYTHONPATH": str(ROOT)}
+    record_path(this.folder, spec.name).unlink(missing_ok=True)
+    source, target = manifest.NOTEBOOKS / f"{spec.name}.ipynb", this.folder / manifest.executed(spec)
+    values = (this.profile, str(this.folder), shlex.join(this.overrides))
+    parameters = store.dump(dict(zip(PARAMETERS, values, strict=True)))
+    command = [sys.executable, "-m", "papermill", source, target, "-k", "python3", "-y", parameters]
+    command += ["--no-progress-bar", "--cwd", manifest.NOTEBOOKS, "--execution-timeout", str(this.cell_timeout)]
+    own = {RUN_TOKEN: this.token, "PYTHONPATH": str(ROOT), STARTED_IN: os.getcwd()}
+    environment = {**HUGE_PAGES, **os.environ, **own}
+    ends_with_us = None
+    if sys.platform == "linux":  # PR_SET_PDEATHSIG; the kernel ends with papermill
+        ends_with_us = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)
     with open(target.with_suffix(".log"), "w", encoding="utf-8") as output:
-        options = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": _die_with_parent}
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": ends_with_us}
         process = subprocess.Popen(command, **options)
         try:
-            _watch(process, spec.name, place, folder, later)
+            _watch(process, spec.name, place, this.folder, later)
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            process.terminate()
+            process.wait()
     return process.returncode
 
 
-def _die_with_parent() -> None:
-    """In the child, on Linux: end when the runner is killed; the kernel ends with papermill."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _require_success(spec: StageSpec, folder: Path, token: str, exit_code: int) -> None:
-    log, record = (folder / manifest.executed(spec)).with_suffix(".log"), record_path(folder, spec.name)
+def _require_success(this: _Run, spec: manifest.StageSpec, exit_code: int) -> None:
+    log = (this.folder / manifest.executed(spec)).with_suffix(".log")
     if exit_code != 0:
         raise StageError(f"stage {spec.name} failed: {_last_error(log)} (log: {log})")
-    if not record.exists() or store.read_json(record).get("run") != token:
+    if manifest.recorded_run(this.folder, spec.name) != this.token:
         raise StageError(f"stage {spec.name} ended before its last cell, without an error (log: {log})")
 
 
 def _watch(process: subprocess.Popen, name: str, place: str, folder: Path, later: float) -> None:
     """Show the notebook's own progress until the process ends."""
-    printed = 0.0
+    printed, then = 0.0, f", then about {format_seconds(later)} for later stages" if later else ""
     while process.poll() is None:
-        try:
+        text = "running"
+        with suppress(OSError, ValueError):
             status = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            status = {}
-        if status.get("stage") == name:
-            text = f"{status['text']}, {format_seconds(status['left_seconds'])} left in this step"
-        else:
-            text = "running"
-        line = f"{place}: {text}" + (f", then about {format_seconds(later)} for later stages" if later else "")
+            if status.get("stage") == name:
+                text = f"{status['text']}, {format_seconds(status['left_seconds'])} left in this step"
         if sys.stdout.isatty() or time.monotonic() - printed > _SILENCE_SECONDS:
             printed = time.monotonic()
-            _say(line)
+            _say(f"{place}: {text}{then}")
         time.sleep(0.2)
 
 
@@ -236,20 +211,18 @@ def _last_error(log: Path) -> str:
         return "the kernel died, most likely out of memory"
     if "CellTimeoutError" in text:
         return "a cell took longer than --cell-timeout"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exit", "Interrupt", "Exception"))]
-    return errors[-1] if errors else (lines[-1] if lines else "no output")
+    errors = re.findall(r"^\s*([^:\n]*(?:Error|Exit|Interrupt|Exception)(?::.*)?)$", text, re.M)
+    return (errors or text.strip().splitlines() or ["no output"])[-1].strip()
 
 
 def results_table(folder: Path) -> str:
-    """The demo's closing table: before, after, intervals, and time per stage."""
+    """The demo's closing table: how many are sound before, after the warm-up and after training, and times."""
     metrics = store.read_json(folder / "metrics.json")
-    lines = [f"{'task':12}{'problems':>9}{'before, sound':>26}{'after, sound':>26}"]
+    students = [name for name in ("before", "warm_up", "after") if all(name in r for r in metrics["tasks"].values())]
+    lines = ["".join([f"{'task, sound':12}{'problems':>9}", *(f"{name.replace('_', ' '):>24}" for name in students)])]
     for task, result in metrics["tasks"].items():
-        cells = [
-            f"{100 * r['sound']:.1f} % [{100 * r['sound_ci95'][0]:.1f}, {100 * r['sound_ci95'][1]:.1f}]"
-            for r in (result["before"], result["after"])
-        ]
-        lines.append(f"{task:12}{result['n']:>9}{cells[0]:>26}{cells[1]:>26}")
+        shares = ([100 * r["sound"], *(100 * side for side in r["sound_ci95"])] for r in map(result.get, students))
+        cells = ("{:.1f} % [{:.1f}, {:.1f}]".format(*each) for each in shares)
+        lines.append("".join([f"{task:12}{result['n']:>9}", *(f"{cell:>24}" for cell in cells)]))
     times = [f"{name} {format_seconds(values['seconds'])}" for name, values in metrics["stages"].items()]
     return "\n".join([*lines, "time: " + ", ".join(times), f"results: {folder}"])

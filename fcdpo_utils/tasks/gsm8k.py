@@ -1,11 +1,9 @@
 """GSM8K (Cobbe et al., arXiv 2110.14168) as chains: its `<<48/2=24>>` annotations become gold calls.
 
-Reads rows {"question", "answer"} from JSONL files or from the hub. To learn from, it keeps those whose chain, once run,
-gives the row's own answer; a source of its own for tests is a benchmark and asked whole. `fcdpo gsm8k PATH` prints how
-many rows convert and why the others do not.
+Reads rows {"question", "answer"} from JSONL files or from the hub. To learn from, it keeps those whose last step gives
+the row's own answer; a source of its own for tests is a benchmark and asked whole. `fcdpo gsm8k PATH` prints how many
+rows convert and why the others do not.
 """
-
-from __future__ import annotations
 
 import json
 import random
@@ -13,26 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
-from fcdpo_utils.functions import Refused, format_number
-from fcdpo_utils.tasks.arithmetic import (
-    Arithmetic,
-    ArithmeticTools,
-    Step,
-    answers_equal,
-    check_request,
-    expression_steps,
-    parse_answer,
-    render_calls,
-    split_of,
-)
-from fcdpo_utils.tasks.base import Problem
+from fcdpo_utils.arithmetic import Arithmetic, Step, compute, parse_answer
+from fcdpo_utils.numbers import answers_equal, format_number, is_stated, numbers_in, parse_number
+from fcdpo_utils.problems import Problem, check_request, split_of
+from fcdpo_utils.tasks.expression import expression_steps
+from fcdpo_utils.tools import ToolError
 
 LEVELS = (1, 2, 3, 4, 5, 6)
 HUB_NAME = "openai/gsm8k"
+File = str | Path | None  # a JSONL file, None is the hub
+Levels = Sequence[int]
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _NUMBER = r"\(*-?(?:\d+\.?\d*|\.\d+)\)*"
@@ -48,16 +41,14 @@ _REWRITES = (  # what people write -> what `expression_steps` reads, in this ord
 )
 
 
-class ConversionFailure(str):
+class ConversionFailure(StrEnum):
     """Why a row has no chain, in the words of the report's table."""
 
-
-NO_ANSWER = ConversionFailure("no answer after ####")
-NO_CALCULATION = ConversionFailure("no calculation to read")
-UNREADABLE = ConversionFailure("an annotation cannot be read")
-WRONG_RESULT = ConversionFailure("an annotation does not equal its own expression")
-OTHER_ANSWER = ConversionFailure("the last result is not the answer")
-NOT_ACCEPTED = ConversionFailure("the chain does not run")
+    NO_ANSWER = "no answer after ####"
+    NO_CALCULATION = "no calculation to read"
+    UNREADABLE = "an annotation cannot be read"
+    WRONG_RESULT = "an annotation does not equal its own expression"
+    OTHER_ANSWER = "the last result is not the answer"
 
 
 def convert_row(row: dict[str, str]) -> list[Step] | ConversionFailure:
@@ -70,36 +61,35 @@ def convert_row(row: dict[str, str]) -> list[Step] | ConversionFailure:
     try:
         answer = parse_answer(final if mark else "")
     except ValueError:
-        return NO_ANSWER
+        return ConversionFailure.NO_ANSWER
     outcome = _convert(_all_equations(text), answer)
     return _convert(_ANNOTATION.findall(text), answer) if isinstance(outcome, ConversionFailure) else outcome
 
 
 def _convert(equations: list[str], answer: Fraction) -> list[Step] | ConversionFailure:
-    """Steps of all equations in order, checked by running them as a chain."""
-    steps: list[Step] = []
-    for equation in equations:
-        try:
-            new_steps, right = _read_equation(equation)
-        except (Refused, ValueError):
-            return UNREADABLE
-        if not right:
-            return WRONG_RESULT
-        steps += new_steps
-    if not steps:
-        return NO_CALCULATION
-    tools = ArithmeticTools()
-    results = [tools.call(call) for call in render_calls(steps, format_number(answer), "steps")]
-    if any(result.error for result in results):
-        return NOT_ACCEPTED
-    return steps if answers_equal(tools.results[-1], answer) else OTHER_ANSWER
+    """The steps of all equations in order, the last of which must give the answer."""
+    outcomes = list(map(_read_equation, equations))
+    if failures := [outcome for outcome in outcomes if isinstance(outcome, ConversionFailure)]:
+        return failures[0]
+    if not any(outcomes):
+        return ConversionFailure.NO_CALCULATION
+    steps = list(chain.from_iterable(outcomes))
+    return steps if answers_equal(_result(steps[-1]), answer) else ConversionFailure.OTHER_ANSWER
 
 
-def _read_equation(equation: str) -> tuple[list[Step], bool]:
-    """The steps of "48/2=24", and whether its two sides agree. Raises `Refused` or ValueError."""
+def _result(step: Step) -> Fraction:
+    function, *operands = step
+    return compute(function, *map(parse_number, operands))
+
+
+def _read_equation(equation: str) -> list[Step] | ConversionFailure:
+    """The steps of "48/2=24", whose two sides must agree."""
     expression, _, result = equation.partition("=")
-    steps, value = expression_steps(_rewrite(expression))
-    return steps, answers_equal(value, parse_answer(result))
+    try:
+        steps, value = expression_steps(_rewrite(expression))
+        return steps if answers_equal(value, parse_answer(result)) else ConversionFailure.WRONG_RESULT
+    except (ToolError, ValueError):
+        return ConversionFailure.UNREADABLE
 
 
 def _rewrite(text: str) -> str:
@@ -113,15 +103,9 @@ def _all_equations(text: str) -> list[str]:
     equations: list[str] = []
     for line in text.splitlines():
         equations += _ANNOTATION.findall(line)
-        equations += filter(_holds, _EQUATION.findall(_rewrite(line.rpartition(">>")[2])))
+        unmarked = _EQUATION.findall(_rewrite(line.rpartition(">>")[2]))
+        equations += [found for found in unmarked if not isinstance(_read_equation(found), ConversionFailure)]
     return equations
-
-
-def _holds(equation: str) -> bool:
-    try:
-        return _read_equation(equation)[1]
-    except (Refused, ValueError):
-        return False
 
 
 def conversion_report(rows: Iterable[dict[str, str]]) -> dict[str, int]:
@@ -138,13 +122,19 @@ def report_table(report: dict[str, int]) -> str:
     return "\n".join([*lines, f"{total:6d}  100.0%  rows"])
 
 
-def load_rows(path: str | Path | None = None, hub_split: str = "train") -> list[dict[str, str]]:
+def load_rows(path: File = None, hub_split: str = "train") -> list[dict[str, str]]:
     """Rows of a JSONL file, or of that split of the hub's data set where `path` is None.
 
     Raises FileNotFoundError, ValueError (naming file and line) or ConnectionError, each with one line.
     """
     if path is None:
-        return _hub_rows(hub_split)
+        import datasets  # slow to import, and only this way of loading needs it
+
+        try:
+            return list(datasets.load_dataset(HUB_NAME, "main", split=hub_split))
+        except Exception as error:  # the client raises many kinds when offline
+            kind = type(error).__name__
+            raise ConnectionError(f"gsm8k: cannot load {HUB_NAME} from the hub ({kind}); pass GSM8K=PATH") from None
     if not Path(path).is_file():
         raise FileNotFoundError(f'gsm8k: no file {path}; expected JSONL with a "question" and an "answer" on each line')
     try:
@@ -164,29 +154,18 @@ def _row(line: str, place: str) -> dict[str, str]:
     return row
 
 
-def _hub_rows(split: str) -> list[dict[str, str]]:
-    import datasets  # slow to import, and only this way of loading needs it
-
-    try:
-        return list(datasets.load_dataset(HUB_NAME, "main", split=split))
-    except Exception as error:  # the client raises many kinds when offline
-        kind = type(error).__name__
-        raise ConnectionError(f"gsm8k: cannot load {HUB_NAME} from the hub ({kind}); pass GSM8K=PATH") from None
-
-
 class GSM8K(Arithmetic):
     """Real word problems; level is the number of gold steps, at most 6 where a chain is learnt from."""
 
     name = "gsm8k"
+    constants = (7, 12, 24, 30, 52, 60, 100, 365, 1000)  # of units: days, months, hours, minutes, cents, metres
+
+    def constants_of(self, problem: Problem) -> Sequence[int | str]:
+        """Also the numbers that the row's author takes from elsewhere."""
+        return *self.constants, *problem.details.get("constants", ())
 
     def generate(
-        self,
-        count: int,
-        split: str,
-        seed: int,
-        levels: Sequence[int] | None = None,
-        path: str | Path | None = None,
-        test_path: str | Path | None = None,
+        self, count: int, split: str, seed: int, levels: Levels = LEVELS, path: File = None, test_path: File = None
     ) -> list[Problem]:
         """`count` rows, drawn by `seed`: training rows from `path` or the hub, test rows from `test_path` or the hub.
 
@@ -194,7 +173,6 @@ class GSM8K(Arithmetic):
         be read. With `path` alone both splits are drawn from it, by the question's hash, among the rows that convert.
         Raises ValueError for an unknown split or level, or where there are fewer such rows.
         """
-        levels = LEVELS if levels is None else levels
         check_request(self.name, split, levels, LEVELS)
         benchmark = split == "test" and (path is None or test_path is not None)
         rows = _rows_of(split, path, test_path) if count else []
@@ -213,37 +191,40 @@ class GSM8K(Arithmetic):
         return super().gold_calls(problem, rng, toolset)
 
 
-def _rows_of(split: str, path: str | Path | None, test_path: str | Path | None) -> list[dict[str, str]]:
+def _rows_of(split: str, path: File, test_path: File) -> list[dict[str, str]]:
     """The rows that `split` may use: no question is in both, up to case and spaces."""
-    if path is not None and test_path is None:
-        return [row for canonical, row in _by_question(load_rows(path)).items() if split_of(canonical) == split]
-    asked = load_rows(test_path, "test")
-    if split == "test":
+    shared = path is not None and test_path is None
+    asked = [] if shared else load_rows(test_path, "test")
+    if split == "test" and not shared:
         return asked
-    held_out = _by_question(asked)
-    return [row for canonical, row in _by_question(load_rows(path)).items() if canonical not in held_out]
-
-
-def _by_question(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:
-    return {_canonical(row): row for row in rows}
+    rows = {_canonical(row): row for row in load_rows(path)}  # a question once
+    others = {text for text in rows if split_of(text) != split} if shared else set(map(_canonical, asked))
+    return [row for text, row in rows.items() if text not in others]
 
 
 def _canonical(row: dict[str, str]) -> str:
     return " ".join(row["question"].lower().split())
 
 
-def _problems(rows: Iterable[dict[str, str]], split: str, levels: Sequence[int] | None) -> Iterator[Problem]:
+def _problems(rows: Iterable[dict[str, str]], split: str, levels: Levels | None) -> Iterator[Problem]:
     """Problems without their ids: rows with a gold chain of one of `levels`; where it is None, all with an answer."""
     for row in rows:
         outcome = convert_row(row)
         steps = [] if isinstance(outcome, ConversionFailure) else outcome
-        wanted = outcome != NO_ANSWER if levels is None else len(steps) in levels
-        if wanted:
-            yield _problem(split, row, steps)
+        if outcome == ConversionFailure.NO_ANSWER or not (levels is None or len(steps) in levels):
+            continue
+        answer = format_number(parse_answer(row["answer"].rpartition("####")[2]))
+        question = " ".join(row["question"].split())
+        level = len(steps) or max(1, len(_ANNOTATION.findall(row["answer"])))
+        details = {"steps": steps, "constants": _constants(question, steps)}
+        yield Problem("", GSM8K.name, split, level, question, answer, _canonical(row), details)
 
 
-def _problem(split: str, row: dict[str, str], steps: list[Step]) -> Problem:
-    answer = format_number(parse_answer(row["answer"].rpartition("####")[2]))
-    question = " ".join(row["question"].split())
-    level = len(steps) or max(1, len(_ANNOTATION.findall(row["answer"])))
-    return Problem("", GSM8K.name, split, level, question, answer, _canonical(row), {"steps": steps})
+def _constants(question: str, steps: list[Step]) -> list[str]:
+    """The numbers that enter `steps` from neither the question nor an earlier step nor a unit."""
+    stated, missing = numbers_in(question) | set(map(Fraction, GSM8K.constants)), []
+    for step in steps:
+        missing += [number for number in dict.fromkeys(step[1:]) if not is_stated(number, stated)]
+        stated |= {abs(parse_number(number)) for number in missing}
+        stated |= numbers_in(format_number(_result(step)))
+    return missing

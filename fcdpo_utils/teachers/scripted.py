@@ -1,47 +1,41 @@
-"""The scripted teacher, the embedded default, is what its name says: gold chains with typical mistakes.
+"""The embedded default, which is no language model: gold chains with typical mistakes.
 
-It is no language model. Its chains are labelled like anybody's, by running them.
+A stand-in for a large teacher: what mistakes there are and how often they come is known.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 
-from fcdpo_utils.agent import run_calls
-from fcdpo_utils.tasks.base import Mistake, Problem, Task
-from fcdpo_utils.teachers.base import Job, Sample
+from fcdpo_utils.episode import run_calls
+from fcdpo_utils.problems import Mistake, Problem, Task
+from fcdpo_utils.teacher import Admit, OnSample, Sample, SampleRequest
 
 
-def _skipped_step(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+def _skipped_step(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
     place = rng.randrange(max(1, len(calls) - 2))
     return calls[:place] + calls[place + 1 :]
 
 
-def _bad_syntax(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+def _made_good(spoilt: Callable[[str], list[str]], problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
+    """One of the spoilt forms of a call, and then the call as it should be."""
     place = rng.randrange(len(calls))
-    broken = rng.choice([calls[place][:-1], calls[place].replace("(", "", 1), f"Call: {calls[place]}"])
-    return [*calls[:place], broken, *calls[place:]]
+    return [*calls[:place], rng.choice(spoilt(calls[place])), *calls[place:]]
 
 
-def _unknown_function(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
-    place = rng.randrange(len(calls))
-    name, _, arguments = calls[place].partition("(")
-    invented = rng.choice([f"{name}s", f"{name}_step", name.lower(), "Solve"])
-    return [*calls[:place], f"{invented}({arguments}", *calls[place:]]
-
-
-def _no_stop(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
-    return [*calls[:-1], calls[-2]]
+def _unknown_functions(call: str) -> list[str]:
+    name, _, arguments = call.partition("(")
+    return [f"{invented}({arguments}" for invented in (f"{name}s", f"{name}_step", name.lower(), "Solve")]
 
 
 COMMON_SHARE = 0.25  # of the mistakes; the others are typical of the task
 COMMON_MISTAKES: dict[str, Mistake] = {
     "skipped_step": _skipped_step,
-    "bad_syntax": _bad_syntax,
-    "unknown_function": _unknown_function,
-    "no_stop": _no_stop,
+    "bad_syntax": partial(_made_good, lambda call: [call[:-1], call.replace("(", "", 1), f"Call: {call}"]),
+    "unknown_function": partial(_made_good, _unknown_functions),
+    "no_stop": lambda problem, calls, rng: [*calls[:-1], calls[-2]],
 }
 
 
@@ -57,35 +51,28 @@ class ScriptedTeacher:
     variation: float = 0.3
     seed: int = 0
 
-    def run(
-        self, jobs: Sequence[Job], keep: Callable[[Sample], None], admit: Callable[[], bool] = lambda: True
-    ) -> None:
-        for job in jobs:
-            if not admit():
-                return
-            keep(self.sample(job))
+    def run(self, requests: Sequence[SampleRequest], on_sample: OnSample, admit: Admit = lambda: True) -> None:
+        for request in takewhile(lambda _: admit(), requests):
+            on_sample(self.sample(request))
 
-    def sample(self, job: Job) -> Sample:
-        """One chain; the same job gives the same chain."""
-        rng = random.Random(f"teacher/{self.seed}/{job.problem.id}/{job.number}")
-        source, calls = self._calls(job.task, job.problem, job.number, rng, job.toolset)
-        chain = run_calls(job.task, job.problem, calls, job.toolset, job.limits)
-        return Sample(job.problem, job.number, source, chain)
-
-    def _calls(
-        self, task: Task, problem: Problem, number: int, rng: random.Random, toolset: str | None
-    ) -> tuple[str, list[str]]:
+    def sample(self, request: SampleRequest) -> Sample:
+        """One chain; the same request gives the same chain."""
+        task, problem, number, toolset = request.task, request.problem, request.number, request.toolset
+        rng = random.Random(f"teacher/{self.seed}/{problem.id}/{number}")
         phase = random.Random(f"phase/{self.seed}/{problem.id}").random()
-        if int((number + 1) * self.error_rate + phase) == int(number * self.error_rate + phase):
+        if int((number + 1) * self.error_rate + phase) > int(number * self.error_rate + phase):
+            source, calls = _with_mistake(task, problem, task.gold_calls(problem, None, toolset), rng)
+        else:
             varied = number > 0 and rng.random() < self.variation
-            return "gold", task.gold_calls(problem, rng if varied else None, toolset)
-        gold = task.gold_calls(problem, None, toolset)
-        mistakes = COMMON_MISTAKES | dict(task.mistakes)
-        kinds = [sorted(task.mistakes), sorted(COMMON_MISTAKES)]
-        if rng.random() < COMMON_SHARE:
-            kinds.reverse()
-        for name in (name for kind in kinds for name in rng.sample(kind, len(kind))):
-            calls = mistakes[name](problem, list(gold), rng)
-            if calls is not None:
-                return name, calls
-        raise ValueError(f"no mistake applies to {problem.id}")  # unreachable: the common ones always apply
+            source, calls = "gold", task.gold_calls(problem, rng if varied else None, toolset)
+        return Sample(problem, number, source, run_calls(task, problem, calls, toolset, request.limits))
+
+
+def _with_mistake(task: Task, problem: Problem, gold: list[str], rng: random.Random) -> tuple[str, list[str]]:
+    """The name of a mistake that applies, and the calls with it."""
+    kinds, mistakes = [task.mistakes, COMMON_MISTAKES], COMMON_MISTAKES | task.mistakes
+    if rng.random() < COMMON_SHARE:
+        kinds.reverse()
+    names = (name for kind in kinds for name in rng.sample(sorted(kind), len(kind)))
+    tried = ((name, mistakes[name](problem, list(gold), rng)) for name in names)
+    return next((name, calls) for name, calls in tried if calls is not None)  # the common ones always apply

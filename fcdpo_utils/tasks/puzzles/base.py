@@ -4,8 +4,6 @@ A puzzle says how one problem is drawn and solved; everything else about being a
 knows nothing of prompts or models.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -13,34 +11,34 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
-from fcdpo_utils.functions import Toolset
-from fcdpo_utils.tasks.arithmetic import SPLITS, split_of
-from fcdpo_utils.tasks.base import Mistake, Problem, Task
+from fcdpo_utils.problems import Mistake, Problem, Task, check_request, split_of
+from fcdpo_utils.tools import Toolset
 
 LEVELS = (1, 2, 3)
 MAX_DRAWS = 20_000
+Facts = Collection[Sequence[str]]
 
 # Words that common tokenizers keep whole: a puzzle should test reasoning, not spelling.
-WOMEN = tuple("Alice Ann Emily Jane Kim Lily Maria Mary Rose Sarah".split())
-MEN = tuple("Adam Ben Bob Dan David Henry Jack James John Luke Max Paul Peter Sam Tim Tom".split())
-NAMES = WOMEN + MEN
+NAMES = (
+    "Alice Ann Emily Jane Kim Lily Maria Mary Rose Sarah "
+    "Adam Ben Bob Dan David Henry Jack James John Luke Max Paul Peter Sam Tim Tom"
+).split()
 
 
 class PuzzleTools(Toolset):
-    """The state of one chain: `derived` is the answer that its steps have led to, None so far."""
+    """The state of one chain: what is `given`, what of it was `recorded`, and the answer that was `derived` so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: dict[str, Any]):
         super().__init__()
+        self.given = given
+        self.recorded: list[Sequence[str]] = []
         self.derived: str | None = None
 
     def answer_follows(self) -> bool:
         """Whether the answer is what this chain derived: one that was only guessed does not follow."""
         return self.answer is not None and self.answer == self.derived
-
-    def record_answer(self, answer: str) -> str:
-        self.answer = answer
-        return "Answer recorded"
 
 
 class Puzzle(Task):
@@ -51,57 +49,45 @@ class Puzzle(Task):
         """One random problem of `level`, or None where its answer is not unique."""
 
     @abstractmethod
-    def steps(self, state: Toolset, rng: random.Random | None) -> list[str]:
+    def steps(self, state: PuzzleTools, rng: random.Random | None) -> list[str]:
         """The gold calls that lead a fresh `state` to the answer; `rng` picks among natural orders."""
 
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
         return [*self.steps(self.start(problem, toolset), rng), written("Answer", problem.answer), "Stop()"]
 
     def generate(self, count: int, split: str, seed: int, levels: Sequence[int] = LEVELS) -> list[Problem]:
-        """`count` problems with distinct questions, levels in turn.
-
-        Raises ValueError, one line, for an unknown split or level, or where no further problem is found.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"{self.name}: split must be one of {', '.join(SPLITS)}, got {split!r}")
-        if not levels or not set(levels) <= set(LEVELS):
-            raise ValueError(f"{self.name}: levels must be some of {', '.join(map(str, LEVELS))}, got {levels!r}")
-        rng, problems, seen = random.Random(f"{self.name}/{seed}/{split}"), [], set()
+        """`count` problems with distinct questions, levels in turn. Raises ValueError where no further one is found."""
+        check_request(self.name, split, levels, LEVELS)
+        rng, example = random.Random(f"{self.name}/{seed}/{split}"), self.example().canonical
+        made: dict[str, Problem] = {}  # by question
         for index in range(count):
-            problem = self._new(levels[index % len(levels)], split, seen, rng)
-            seen.add(problem.question)
-            problems.append(replace(problem, id=f"{self.name}-{split}-{index + 1:04d}", split=split))
-        return problems
+            level = levels[index % len(levels)]
+            drawn = (p for _ in range(MAX_DRAWS) if (p := self.draw(level, rng)) and p.question not in made)
+            own = (p for p in drawn if p.canonical != example and split_of(p.canonical) == split)
+            problem = next(own, None)
+            if problem is None:
+                wanted = f"{split} problem of level {level}"
+                raise ValueError(f"{self.name}: no further {wanted} found; ask for fewer problems")
+            made[problem.question] = replace(problem, id=f"{self.name}-{split}-{index + 1:04d}", split=split)
+        return list(made.values())
 
-    def _new(self, level: int, split: str, seen: set[str], rng: random.Random) -> Problem:
-        example = self.example().canonical
-        for _ in range(MAX_DRAWS):
-            problem = self.draw(level, rng)
-            if problem is None or problem.question in seen or problem.canonical == example:
-                continue
-            if split_of(problem.canonical) == split:
-                return problem
-        raise ValueError(f"{self.name}: no further {split} problem of level {level} found; ask for fewer problems")
-
-    def problem(self, level: int, question: str, answer: str, canonical: str, **details: object) -> Problem:
-        """A problem in no split yet."""
+    def problem(self, level: int, question: str, answer: str, facts: Facts, **details: Any) -> Problem:
+        """A problem in no split yet; `facts` are what its canonical form tells of the people."""
+        canonical = canonical_form(facts, details["people"])
         return Problem(f"{self.name}-example", self.name, "example", level, question, answer, canonical, details)
 
     def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
-        return self.toolset(toolset)(**problem.details)
-
-    def is_correct(self, problem: Problem, answer: str | None) -> bool:
-        return answer == problem.answer
+        return self.toolset(toolset)(problem.details)
 
 
-def canonical_form(facts: Collection[Sequence[str]], names: Sequence[str]) -> str:
+def canonical_form(facts: Facts, names: Sequence[str]) -> str:
     """The least text of `facts` over all ways to number `names`: equal where only names and order differ."""
 
-    def text(numbers: dict[str, str]) -> str:
+    def text(order: Sequence[int]) -> str:
+        numbers = dict(zip(names, map(str, order), strict=True))
         return "; ".join(sorted(" ".join([numbers.get(word, word) for word in fact]) for fact in facts))
 
-    orders = permutations([str(number) for number in range(1, len(names) + 1)])
-    return min(text(dict(zip(names, order, strict=True))) for order in orders)
+    return min(map(text, permutations(range(1, len(names) + 1))))
 
 
 def written(function: str, *arguments: str | int) -> str:
@@ -116,7 +102,7 @@ def run_until(words: str, calls: list[str], state: Toolset, rng: random.Random |
     return order[: last + 1]
 
 
-def altered(function: str, change: Callable[[list[str], Problem, random.Random], list[str] | None]) -> Mistake:
+def altered(function: str, change: Callable[[list[str], Problem, random.Random], list[str]]) -> Mistake:
     """The mistake of changing the quoted arguments of one randomly chosen call of `function`."""
 
     def mistaken(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
@@ -125,6 +111,6 @@ def altered(function: str, change: Callable[[list[str], Problem, random.Random],
             return None
         place = rng.choice(places)
         arguments = change(re.findall(r'"([^"]*)"', calls[place]), problem, rng)
-        return arguments and [*calls[:place], written(function, *arguments), *calls[place + 1 :]]
+        return [*calls[:place], written(function, *arguments), *calls[place + 1 :]]
 
     return mistaken

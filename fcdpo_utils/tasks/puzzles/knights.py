@@ -3,17 +3,15 @@
 Everyone speaks once, about one or two people; exactly one assignment of kinds agrees with all that is said.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence
 from itertools import product
 from typing import Literal
 
-from fcdpo_utils.functions import Refused, tool
-from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.tasks.puzzles.base import NAMES, Puzzle, PuzzleTools, altered, canonical_form, run_until, written
+from fcdpo_utils.problems import Problem
+from fcdpo_utils.tasks.puzzles.base import NAMES, Puzzle, PuzzleTools, altered, run_until, written
+from fcdpo_utils.tools import ToolError, tool
 
 Kind = Literal["knight", "knave"]
 Claim = Sequence[str]  # speaker, form, and the one or two people it is about
@@ -27,6 +25,7 @@ FORMS = {
     "same": ("{} and {} are of the same kind", lambda a, b: a == b),
     "different": ("{} and {} are of different kinds", lambda a, b: a != b),
 }
+INTRODUCTION = "Knights always tell the truth and knaves always lie."
 OPPOSITE = {"knight": "knave", "knights": "knaves", "same": "different"}
 OPPOSITE |= {b: a for a, b in OPPOSITE.items()}
 _CLAIM = re.compile(r"(\w+)\((\w+)(?:, ?(\w+))?\)")
@@ -42,45 +41,39 @@ def solutions(people: Sequence[str], claims: Sequence[Claim]) -> list[dict[str, 
 class KnightsTools(PuzzleTools):
     """Record what is said, then refute one of the two suppositions about the person asked for."""
 
-    def __init__(self, people: list[str], claims: list[Claim], asked: str):
-        super().__init__()
-        self.people, self.claims, self.asked = people, claims, asked
-        self.recorded: list[Claim] = []
+    def kinds(self, person: str) -> set[Kind]:
+        """What `person` may be by what was recorded."""
+        return {solution[person] for solution in solutions(self.given["people"], self.recorded)}
 
     @tool('Says("Ann", "knave(Ben)")')
     def Says(self, speaker: str, claim: str) -> str:
         """Record a claim about one (knight, knave) or two (knights, knaves, same, different)."""
         match = _CLAIM.fullmatch(claim.strip())
         if match is None:
-            raise Refused("cannot read the claim; expected one such as knave(Ben) or same(Ann, Ben)")
-        form, *about = (part for part in match.groups() if part)
-        stated = [c for c in self.claims if [*c[:2], *sorted(c[2:])] == [speaker, form, *sorted(about)]]
-        if not stated:
-            raise Refused(f"{speaker} does not say {claim.strip()} in the problem")
-        self.recorded.append(stated[0])
-        kinds = {solution[self.asked] for solution in solutions(self.people, self.recorded)}
-        return f"S{len(self.recorded)}: {'enough' if len(kinds) == 1 else 'not enough'} for {self.asked}"
+            raise ToolError("cannot read the claim; expected one such as knave(Ben) or same(Ann, Ben)")
+        said, asked = [speaker, *filter(None, match.groups())], self.given["asked"]
+        if not any(stated[:2] == said[:2] and sorted(stated) == sorted(said) for stated in self.given["claims"]):
+            raise ToolError(f"{speaker} does not say {claim.strip()} in the problem")
+        self.recorded.append(said)
+        enough = len(self.kinds(asked)) == 1
+        return f"S{len(self.recorded)}: {'enough' if enough else 'not enough'} for {asked}"
 
     @tool('Suppose("Ann", "knight")')
     def Suppose(self, person: str, kind: Kind) -> str:
         """Test a supposition; if impossible, the opposite is shown."""
-        if person not in self.people:
-            raise Refused(f"{person} is not in the problem")
-        if any(solution[person] == kind for solution in solutions(self.people, self.recorded)):
+        if person not in self.given["people"]:
+            raise ToolError(f"{person} is not in the problem")
+        if kind in self.kinds(person):
             return "possible"
-        if person == self.asked:
+        if person == self.given["asked"]:
             self.derived = OPPOSITE[kind]
         return f"impossible, {person} is a {OPPOSITE[kind]}"
 
     @tool('Answer("knave")')
     def Answer(self, kind: Kind) -> str:
         """Answer knight or knave."""
-        return self.record_answer(kind)
-
-
-def _say(claim: Claim) -> str:
-    speaker, form, *about = claim
-    return f"{speaker} says: {FORMS[form][0].format(*('I' if person == speaker else person for person in about))}."
+        self.answer = kind
+        return "Answer recorded"
 
 
 def _claim(speaker: str, people: list[str], rng: random.Random) -> list[str]:
@@ -88,11 +81,6 @@ def _claim(speaker: str, people: list[str], rng: random.Random) -> list[str]:
     if form in ("knight", "knave"):
         return [speaker, form, rng.choice([person for person in people if person != speaker])]
     return [speaker, form, *sorted(rng.sample(people, 2), key=speaker.__eq__)]  # "Ben and I", not "I and Ben"
-
-
-def _flip_claim(arguments: list[str], problem: Problem, rng: random.Random) -> list[str]:
-    form, rest = arguments[1].split("(")
-    return [arguments[0], f"{OPPOSITE[form]}({rest}"]
 
 
 def _hasty(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
@@ -112,7 +100,9 @@ class KnightsAndKnaves(Puzzle):
     )
     toolsets = {"suppose": KnightsTools}
     mistakes = {
-        "flipped_claim": altered("Says", _flip_claim),
+        "flipped_claim": altered(
+            "Says", lambda said, problem, rng: [said[0], re.sub(r"^\w+", lambda form: OPPOSITE[form[0]], said[1])]
+        ),
         "wrong_kind": altered("Answer", lambda arguments, problem, rng: [OPPOSITE[problem.answer]]),
         "hasty": _hasty,
     }
@@ -126,11 +116,11 @@ class KnightsAndKnaves(Puzzle):
         found = solutions(people, claims)
         if len(found) != 1:
             return None
-        told = f"Knights always tell the truth and knaves always lie. {' '.join(map(_say, claims))}"
+        said = [(s, FORMS[form][0].format(*("I" if p == s else p for p in about))) for s, form, *about in claims]
+        told = " ".join([INTRODUCTION, *(f"{speaker} says: {claim}." for speaker, claim in said)])
         either_way = {(s, form, *pair) for s, form, *about in claims for pair in (about, about[::-1])}
-        canonical = canonical_form(either_way | {("asked", asked)}, people)
-        question = f"{told} Is {asked} a knight or a knave?"
-        return self.problem(level, question, found[0][asked], canonical, people=people, claims=claims, asked=asked)
+        facts, question = either_way | {("asked", asked)}, f"{told} Is {asked} a knight or a knave?"
+        return self.problem(level, question, found[0][asked], facts, people=people, claims=claims, asked=asked)
 
     def example(self) -> Problem:
         claims = [["Ann", "knave", "Max"], ["Tom", "knaves", "Ann", "Tom"], ["Max", "same", "Ann", "Max"]]
@@ -138,6 +128,6 @@ class KnightsAndKnaves(Puzzle):
 
     def steps(self, state: KnightsTools, rng: random.Random | None) -> list[str]:
         """What is said, in the order of the text, until it is enough; then the suppositions. `rng` shuffles both."""
-        said = [written("Says", s, f"{form}({', '.join(about)})") for s, form, *about in state.claims]
-        supposed = [written("Suppose", state.asked, kind) for kind in ("knight", "knave")]
+        said = [written("Says", s, f"{form}({', '.join(about)})") for s, form, *about in state.given["claims"]]
+        supposed = [written("Suppose", state.given["asked"], kind) for kind in ("knight", "knave")]
         return [*run_until(": enough", said, state, rng), *run_until("impossible", supposed, state, rng)]

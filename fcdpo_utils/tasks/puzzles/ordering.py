@@ -1,14 +1,12 @@
 """Ordering puzzles: who is the oldest, tallest, second fastest, told by comparing two people at a time."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from itertools import combinations, permutations
 
-from fcdpo_utils.functions import Refused, tool
-from fcdpo_utils.tasks.base import Problem
-from fcdpo_utils.tasks.puzzles.base import NAMES, Puzzle, PuzzleTools, altered, canonical_form, run_until, written
+from fcdpo_utils.problems import Problem
+from fcdpo_utils.tasks.puzzles.base import NAMES, Puzzle, PuzzleTools, altered, run_until, written
+from fcdpo_utils.tools import ToolError, tool
 
 SCALES = (  # more, most, less, least
     ("older", "oldest", "younger", "youngest"),
@@ -29,18 +27,13 @@ def holders(people: Sequence[str], pairs: Sequence[Sequence[str]], end: str, pla
 class OrderingTools(PuzzleTools):
     """Record comparisons, then look up who has a place."""
 
-    def __init__(self, people: list[str], pairs: list[list[str]], end: str, place: int):
-        super().__init__()
-        self.people, self.pairs, self.asked = people, pairs, (end, place)
-        self.recorded: list[list[str]] = []
-
     @tool('Above("Ann", "Ben")')
     def Above(self, upper: str, lower: str) -> str:
         """Record that Ann is older (taller, ...) than Ben."""
-        if [upper, lower] not in self.pairs:
-            raise Refused(f"{upper} above {lower} is not stated in the problem")
+        if [upper, lower] not in self.given["pairs"]:
+            raise ToolError(f"{upper} above {lower} is not stated in the problem")
         self.recorded.append([upper, lower])
-        enough = len(holders(self.people, self.recorded, *self.asked)) == 1
+        enough = len(holders(**self.given | {"pairs": self.recorded})) == 1
         return f"O{len(self.recorded)}: {'enough' if enough else 'not enough'}"
 
     @tool("Top(1)")
@@ -56,31 +49,28 @@ class OrderingTools(PuzzleTools):
     @tool('Answer("Ann")')
     def Answer(self, person: str) -> str:
         """Answer with a name."""
-        if person not in self.people:
-            raise Refused(f"{person} is not in the problem")
-        return self.record_answer(person)
+        if person not in self.given["people"]:
+            raise ToolError(f"{person} is not in the problem")
+        self.answer = person
+        return "Answer recorded"
 
     def _look_up(self, end: str, place: int) -> str:
-        if not 1 <= place <= len(self.people):
-            raise Refused(f"place must be from 1 to {len(self.people)}, got {place}")
-        found = holders(self.people, self.recorded, end, place)
-        if len(found) > 1:
+        people = self.given["people"]
+        if not 1 <= place <= len(people):
+            raise ToolError(f"place must be from 1 to {len(people)}, got {place}")
+        holder, *others = holders(people, self.recorded, end, place)
+        if others:
             return "not determined yet"
-        if (end, place) == self.asked:
-            (self.derived,) = found
-        return next(iter(found))
+        if (end, place) == (self.given["end"], self.given["place"]):
+            self.derived = holder
+        return holder
 
 
 def _wrong_end(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
     """Look from the other end, and answer someone who may be there."""
-    details = problem.details
-    end, place = OTHER_END[details["end"]], details["place"]
-    person = rng.choice(sorted(holders(details["people"], details["pairs"], end, place)))
-    return [*calls[:-3], written(end, place), written("Answer", person), "Stop()"]
-
-
-def _someone_else(arguments: list[str], problem: Problem, rng: random.Random) -> list[str]:
-    return [rng.choice([person for person in problem.details["people"] if person != problem.answer])]
+    mistaken = problem.details | {"end": OTHER_END[problem.details["end"]]}
+    person = rng.choice(sorted(holders(**mistaken)))
+    return [*calls[:-3], written(mistaken["end"], mistaken["place"]), written("Answer", person), "Stop()"]
 
 
 class Ordering(Puzzle):
@@ -92,10 +82,14 @@ class Ordering(Puzzle):
         "look up the place, answer, stop."
     )
     toolsets = {"compare": OrderingTools}
+    constants = (1, 2, 3, 4, 5)  # places
     mistakes = {
         "swapped_names": altered("Above", lambda arguments, problem, rng: arguments[::-1]),
         "wrong_end": _wrong_end,
-        "someone_else": altered("Answer", _someone_else),
+        "someone_else": altered(
+            "Answer",
+            lambda said, problem, rng: [rng.choice([p for p in problem.details["people"] if p != problem.answer])],
+        ),
     }
 
     def draw(self, level: int, rng: random.Random) -> Problem | None:
@@ -115,9 +109,8 @@ class Ordering(Puzzle):
         said = [(upper, more, lower) if rng.random() < 0.5 else (lower, less, upper) for upper, lower in pairs]
         told = " ".join(f"{a} is {word} than {b}." for a, word, b in said)
         question = f"{told} Who is the {'second ' if place == 2 else ''}{most if end == 'Top' else least}?"
-        canonical = canonical_form([*pairs, [end, str(place)]], people)
         details = {"people": sorted(people), "pairs": pairs, "end": end, "place": place}  # people in no telling order
-        return self.problem(level, question, next(iter(found)), canonical, **details)
+        return self.problem(level, question, found.pop(), [*pairs, [end, str(place)]], **details)
 
     def example(self) -> Problem:
         people, pairs = ["Mary", "Ben", "Tom", "Ann"], [["Ben", "Ann"], ["Mary", "Ben"], ["Ben", "Tom"], ["Tom", "Ann"]]
@@ -125,5 +118,5 @@ class Ordering(Puzzle):
 
     def steps(self, state: OrderingTools, rng: random.Random | None) -> list[str]:
         """Comparisons in the order of the text, or as `rng` shuffles them, until they are enough; then the place."""
-        compared = [written("Above", *pair) for pair in state.pairs]
-        return [*run_until(": enough", compared, state, rng), written(*state.asked)]
+        compared = [written("Above", *pair) for pair in state.given["pairs"]]
+        return [*run_until(": enough", compared, state, rng), written(state.given["end"], state.given["place"])]

@@ -1,0 +1,64 @@
+"""The trained student outside its training: deeper and differently worded problems, other functions, other puzzles.
+
+And what it forgot: the log-likelihood of plain chat (`generalisation.yaml`) before and after. Knows nothing of
+notebooks or figures.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fcdpo_utils import engine
+from fcdpo_utils.chains import Evaluation
+from fcdpo_utils.evaluation import mcnemar
+from fcdpo_utils.lab.settings import OODSettings, RunSettings
+from fcdpo_utils.loss import sequence_log_prob
+from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.settings import Settings, TaskSettings
+from fcdpo_utils.tokens import Message, encode_chat
+
+
+def ood_problems(ood: OODSettings, seed: int) -> list[Problem]:
+    """The problems of one out-of-distribution set; the same arguments give the same problems."""
+    return TASKS[ood.task].generate(ood.test, ood.split, seed, levels=ood.levels)
+
+
+def ood_settings(ood: OODSettings, settings: RunSettings) -> Settings:
+    """The run's settings with the toolset of the set, by default that of the run, and room for long chains."""
+    toolset = ood.toolset or (settings.tasks[ood.task].toolset if ood.task in settings.tasks else None)
+    task = TaskSettings(train=0, test=ood.test, levels=ood.levels, toolset=toolset)
+    limits = settings.limits.model_copy(update={"calls": settings.generalisation.calls})
+    return settings.model_copy(update={"tasks": {ood.task: task}, "limits": limits})
+
+
+def ood_evaluation(ood: OODSettings, settings: RunSettings, path: Path, adapter: Path | None) -> Evaluation:
+    """Greedy chains of a student on a set, kept in `path`; `adapter` is where its weights come from."""
+    return Evaluation(ood_problems(ood, settings.seed), ood_settings(ood, settings), path, engine, adapter)
+
+
+def plain_chats() -> list[list[Message]]:
+    """The fixed set of plain chat, which no training uses: a question and a reference answer each."""
+    turns = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    roles = {"user": "question", "assistant": "answer"}
+    return [[{"role": role, "content": turn[part]} for role, part in roles.items()] for turn in turns]
+
+
+@torch.no_grad()
+def answer_log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]
+) -> list[float]:
+    """Mean log-likelihood per token (nats) of each reference answer, its end of turn included."""
+    encoded = [encode_chat(tokenizer, chat) for chat in chats]
+    return [sequence_log_prob(model, tokens).item() / sum(tokens.policy) for tokens in encoded]
+
+
+def forgetting(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Mean log-likelihoods (nats per token) before and after, and an exact sign test on which answers lost."""
+    pairs = list(zip(before, after, strict=True))
+    test = mcnemar([b > a for b, a in pairs], [a > b for b, a in pairs])
+    means = {"before": sum(before) / len(before), "after": sum(after) / len(after)}
+    return {"n": len(before), **means, "likelier": test.gained, "less_likely": test.lost, "p": test.p}

@@ -1,0 +1,106 @@
+"""First-order logic puzzles in English as a task: the worked example, gold chains and typical mistakes.
+
+A problem states facts and rules about people and asks whether a statement is True, False or Unknown. Problems come
+from `theories`, functions from `toolsets`. Knows nothing of prompts or models.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+from fcdpo_utils.problems import Mistake, Problem, Task
+from fcdpo_utils.tasks.logic import theories
+from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
+from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools, HigherDeductionTools
+
+
+def _misread(functions: str, misreading: Callable[[str, Problem, random.Random], str | None]) -> Mistake:
+    """The mistake of changing the quoted formula of one randomly chosen call of `functions`."""
+
+    def mistaken(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+        places = [i for i, call in enumerate(calls) if re.match(rf"({functions})\(", call)]
+        rng.shuffle(places)
+        for place in places:
+            name, formula = re.fullmatch(r'(\w+)\("(.*)"\)', calls[place]).groups()
+            changed = misreading(formula, problem, rng)
+            if changed not in (None, formula):
+                return [*calls[:place], f'{name}("{changed}")', *calls[place + 1 :]]
+        return None
+
+    return mistaken
+
+
+def _other_rule(text: str, problem: Problem, rng: random.Random) -> str | None:
+    """Another rule of the problem in place of the right one."""
+    said = parse_formula(text)
+    rules = [rule for rule in problem.details["premises"] if "->" in rule and not parse_formula(rule).same_as(said)]
+    return rng.choice(rules) if said.head is not None and rules else None
+
+
+def _swap_sides(text: str, problem: Problem, rng: random.Random) -> str | None:
+    """Read "every a is b" as "every b is a"."""
+    left, arrow, right = text.partition(" -> ")
+    return f"{right} -> {left}" if arrow and " and " not in left and " or " not in left else None
+
+
+def _wrong_goal(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
+    """Look up the negation of the statement and believe what it says."""
+    flipped = {"True": "False", "False": "True"}.get(problem.answer)
+    if flipped is None:
+        return None
+    edits = {f'Conclude("{problem.answer}")': f'Conclude("{flipped}")'}
+    for call in calls:
+        if match := re.fullmatch(r'(Query|Decide)\("(not )?(.*)"\)', call):
+            edits[call] = f'{match[1]}("{"" if match[2] else "not "}{match[3]}")'
+    return [edits.get(call, call) for call in calls]
+
+
+def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
+    label = rng.choice([label for label in theories.LABELS if label != problem.answer])
+    return [f'Conclude("{label}")' if call.startswith("Conclude") else call for call in calls]
+
+
+class FirstOrderLogic(Task):
+    """Puzzles of `theories`; levels 1 to 3 and 5 are proof depths, level 4 has harder schemas."""
+
+    name = "fol"
+    instruction = (
+        "Decide whether the statement is True, False or Unknown. Record what the problem states exactly as it "
+        "states it, find out what follows, conclude, stop."
+    )
+    accepted_is_right = True
+    toolsets = {"deduction": DeductionTools, "higher": HigherDeductionTools, "decide": DecideTools}
+    mistakes = {
+        "dropped_negation": _misread("Rule|Fact|Premise", lambda text, problem, rng: text.replace("not ", "", 1)),
+        "dropped_condition": _misread(  # a rule with two conditions, as if it had only the first
+            "Rule|Premise", lambda text, problem, rng: re.sub(r" (and|or) .* ->", " ->", text)
+        ),
+        "wrong_rule": _misread("Rule|Premise", _other_rule),
+        "swapped_sides": _misread("Rule|Premise", _swap_sides),
+        "wrong_goal": _wrong_goal,
+        "wrong_label": _wrong_label,
+    }
+
+    def generate(self, count: int, split: str, seed: int, levels: tuple[int, ...] = (1, 2, 3)) -> list[Problem]:
+        return theories.generate(count, split, seed, levels)
+
+    def example(self) -> Problem:
+        premises = ["big(x) -> guard(x)", "not guard(x) -> hot(x)", "big(Lisa)"]
+        told = "Every big person is a guard. Everyone who is not a guard is hot. Lisa is big."
+        question = f"{told} Statement: Lisa is not a guard."
+        details = {"premises": premises, "goal": "not guard(Lisa)", "depth": 1}
+        return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
+
+    def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
+        default = "higher" if theories.has_harder_schemas(problem.level, problem.split) else "deduction"
+        premises, goal = _parsed(tuple(problem.details["premises"]), problem.details["goal"])
+        return self.toolset(toolset or default)(premises, goal)
+
+    def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
+        return [*self.start(problem, toolset).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]
+
+
+@lru_cache(maxsize=4096)  # a problem is started once for every chain of it
+def _parsed(premises: tuple[str, ...], goal: str) -> tuple[tuple[Formula, ...], Formula]:
+    return tuple(map(parse_formula, premises)), parse_formula(goal)

@@ -1,0 +1,229 @@
+"""Random first-order theories in English, with labels proved by the decider.
+
+A theory is a derivation of the wanted depth plus distractors, said in one of several sentence templates per
+formula and shuffled. Inconsistent or mislabelled drafts are rejected; labels are balanced within each level;
+train and test never share a canonical form, the `ood_words` split has its own vocabulary, and in `ood_depth`, apart
+from train like test, a level is a proof depth beyond those of training.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, get_args
+
+from fcdpo_utils.problems import Problem, check_request
+from fcdpo_utils.tasks.logic.formulas import Formula, Label, Literal, canonical_form, decide, is_consistent
+from fcdpo_utils.tasks.logic.toolsets import DeductionTools
+
+LABELS: tuple[Label, ...] = get_args(Label)
+SPLITS = ("train", "test", "ood_words", "ood_depth")
+LEVELS = (1, 2, 3, 4, 5)
+DEPTHS = (4, 5, 6)  # the levels of ood_depth
+MAX_DRAFTS = 4_000
+JOINED_SHARE = 0.2  # of rules: two conditions
+PRACTISED_SHARE = 0.4  # the same in training, for they are what students misread
+
+
+class Vocabulary(NamedTuple):
+    """Words of one pool: nouns (said "a baker"), adjectives and names never meet those of the other pool."""
+
+    nouns: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+# Words that common tokenizers keep whole: a puzzle should test reasoning, not spelling.
+MAIN_WORDS = Vocabulary(
+    nouns=tuple("doctor teacher driver writer artist actor player student leader king parent friend".split()),
+    adjectives=tuple("kind rich tall quiet happy young strong slow warm smart big small old poor weak wise".split()),
+    names=tuple("Tom Ann Bob Max Dan Sam Kim Ray Ben John Mary Paul".split()),
+)
+OTHER_WORDS = Vocabulary(
+    nouns=tuple("guard cook author editor reader owner manager worker".split()),
+    adjectives=tuple("cold hot dark bright soft hard heavy clean famous active".split()),
+    names=tuple("Jane Alice David James Peter Anna".split()),
+)
+
+
+def generate(count: int, split: str, seed: int, levels: Sequence[int]) -> list[Problem]:
+    """`count` problems with distinct questions, levels and labels in turn. Raises ValueError where there are fewer."""
+    check_request("fol", split, levels, DEPTHS if split == "ood_depth" else LEVELS, SPLITS)
+    made: dict[str, Problem] = {}  # by question
+    for number in range(count):
+        level, label = levels[number // len(LABELS) % len(levels)], LABELS[number % len(LABELS)]
+        rng = random.Random(f"fol/{seed}/{split}/{number}")
+        drafts = (_draft(rng, split, level, label) for _ in range(MAX_DRAFTS))
+        new = next((draft for draft in drafts if draft and draft.question not in made), None)
+        if new is None:
+            where = f"level {level} for split {split} in {MAX_DRAFTS} drafts"
+            raise ValueError(f"no new {label} theory of {where}; ask for fewer")
+        made[new.question] = replace(new, id=f"fol-{split}-{number + 1:04d}")
+    return list(made.values())
+
+
+def split_of(canonical: str) -> str:
+    """train or test (30 %), by the canonical form alone."""
+    return "test" if int(canonical, 16) % 10 < 3 else "train"
+
+
+def has_harder_schemas(level: int, split: str) -> bool:
+    """Whether this level has disjunctive facts, relations and the like instead of longer proofs."""
+    return level == 4 and split != "ood_depth"
+
+
+def _draft(rng: random.Random, split: str, level: int, label: Label) -> Problem | None:
+    """One random theory as a problem without its id, or None when a check rejects it."""
+    words = OTHER_WORDS if split == "ood_words" else MAIN_WORDS
+    size = (9, 14) if split == "ood_depth" else (5, 10) if level == 5 else (4, 8)  # more steps need more words
+    draft = _Draft(rng, words, *size, PRACTISED_SHARE if split == "train" else JOINED_SHARE)
+    harder = has_harder_schemas(level, split)
+    if harder:
+        rng.choice([draft.contraposition, draft.disjunction, draft.relation, draft.given_somebody])()
+    else:
+        draft.given()
+    draft.chain(rng.randint(0, 1) if harder else level)
+    goal = draft.distractors_and_goal(label)
+    premises = rng.sample(draft.premises, len(draft.premises))
+    form = canonical_form(premises, goal)
+    if split != "ood_words" and split_of(form) != ("train" if split == "train" else "test"):
+        return None
+    if not is_consistent(premises) or decide(premises, goal) != label:
+        return None
+    joined = any(p.head is not None and p.connective == "and" and len(p.body) > 1 for p in premises)
+    if label != "Unknown" and joined and any(p.exists for p in premises):
+        return None  # the second condition is not known of the witness: only a proof by cases could justify it
+    if not harder and not _is_derivable(premises, goal, label):
+        return None
+    question = " ".join([*(say(premise, rng) for premise in premises), f"Statement: {say(goal, rng)}"])
+    details = {"premises": list(map(str, premises)), "goal": str(goal), "depth": draft.depth}
+    return Problem("", "fol", split, level, question, label, form, details)
+
+
+def _is_derivable(premises: list[Formula], goal: Formula, label: Label) -> bool:
+    """Whether the core steps justify the label."""
+    state = DeductionTools(premises, goal)
+    state.solve(None)
+    return state.look_up(goal) == label
+
+
+class _Draft:
+    """Premises under construction; the last literal `derived` is what the next rule fires on."""
+
+    def __init__(self, rng: random.Random, words: Vocabulary, nouns: int, adjectives: int, joined_share: float):
+        self.rng, self.joined_share = rng, joined_share
+        self.name = rng.choice(words.names)
+        self.anybody = {self.name: "x"}
+        self.other_name = rng.choice([name for name in words.names if name != self.name])
+        self.predicates = rng.sample(words.nouns, nouns) + rng.sample(words.adjectives, adjectives)
+        rng.shuffle(self.predicates)
+        self.premises: list[Formula] = []
+        self.derived: list[Literal] = []
+        self.depth = 0
+
+    def new_literal(self, negative_share: float = 0.25, name: str | None = None) -> Literal:
+        return Literal(self.predicates.pop(), (name or self.name,), self.rng.random() >= negative_share)
+
+    def given(self) -> None:
+        self.derived.append(self.new_literal())
+        self.premises.append(Formula((self.derived[-1],)))
+
+    def given_somebody(self) -> None:
+        """Somebody unnamed has a quality; statements about somebody follow."""
+        self.derived.append(self.new_literal(0.0))
+        self.premises.append(Formula((self.derived[-1].bind(self.anybody),), exists=True))
+
+    def chain(self, depth: int) -> None:
+        """`depth` rules, each firing on the literal before; some with a second condition."""
+        for _ in range(depth):
+            head, kind, body = self.new_literal(), self.rng.random(), self.derived[-1:]
+            if kind < self.joined_share:
+                body = [*body, self.new_literal()]
+            joined_by_or = self.joined_share / 2 <= kind < self.joined_share
+            if not joined_by_or:
+                self.premises += [Formula((second,)) for second in body[1:]]
+            self._rule(body, "or" if joined_by_or else "and", head)
+            self._derive(head)
+
+    def contraposition(self) -> None:
+        cause, effect = self.new_literal(0.0), self.new_literal()
+        self._rule([cause], "and", effect)
+        self.premises.append(Formula((effect.negated(),)))
+        self._derive(cause.negated())
+
+    def disjunction(self) -> None:
+        left, right = self.new_literal(0.0), self.new_literal(0.0)
+        self.premises += [Formula((left, right), "or"), Formula((left.negated(),))]
+        self._derive(right)
+
+    def relation(self) -> None:
+        head = self.new_literal()
+        self.premises.append(Formula((Literal("likes", (self.name, self.other_name)),)))
+        if self.rng.random() < 0.5:
+            body = [Literal("likes", ("x", self.other_name))]
+        else:
+            quality = self.new_literal(0.0, self.other_name)
+            self.premises.append(Formula((quality,)))
+            body = [Literal("likes", ("x", "y")), replace(quality, args=("y",))]
+        self._rule(body, "and", head)
+        self._derive(head)
+
+    def distractors_and_goal(self, label: Label) -> Formula:
+        """Add one or two rules that never fire and choose the statement to ask about."""
+        target = self.derived[-1] if label != "Unknown" else self.new_literal()
+        side = target if self.rng.random() < 0.7 or label == "Unknown" else self.new_literal()
+        head = replace(side, positive=self.rng.random() < 0.7)
+        self._rule([self._idle_condition(head.predicate)], "and", head)
+        if self.rng.random() < 0.4:
+            self._rule([self._idle_condition()], "and", self.new_literal())
+        if any(premise.exists for premise in self.premises):
+            return Formula((target.bind(self.anybody),), exists=True)
+        negate = self.rng.random() < 0.25 if label == "Unknown" else label == "False"
+        return Formula((target.negated() if negate else target,))
+
+    def _idle_condition(self, head: str = "") -> Literal:
+        """A condition nothing satisfies: a fresh predicate, or the negation of a derived literal, not of `head`."""
+        derived = [literal for literal in self.derived if literal.predicate != head]
+        if derived and self.rng.random() < 0.4:
+            return self.rng.choice(derived).negated()
+        return self.new_literal()
+
+    def _rule(self, body: list[Literal], connective: str, head: Literal) -> None:
+        if len(body) > 1 and body[0].predicate != "likes":
+            body = body[::-1] if self.rng.random() < 0.5 else body
+            body = sorted(body, key=lambda literal: not literal.positive)  # "not a and b" would be ambiguous
+        generic = tuple(literal.bind(self.anybody) for literal in body)
+        self.premises.append(Formula(generic, connective, head.bind(self.anybody)))
+
+    def _derive(self, literal: Literal) -> None:
+        self.derived.append(literal)
+        self.depth += 1
+
+
+_NOUNS = frozenset(MAIN_WORDS.nouns + OTHER_WORDS.nouns)
+
+
+def say(formula: Formula, rng: random.Random) -> str:
+    """One English sentence for `formula`, in a randomly chosen template."""
+    first, *others = formula.body
+    is_relation = first.predicate == "likes"
+    said = f" {formula.connective} ".join(map(_quality, formula.body))
+    if formula.head is None:
+        who = "Someone" if formula.exists else first.args[0]
+        return f"{who} likes {first.args[1]}." if is_relation else f"{who} is {said}."
+    then = _quality(formula.head)
+    if is_relation:
+        whom = f"someone who is {_quality(others[0])}" if others else first.args[1]
+        return f"Everyone who likes {whom} is {then}."
+    templates = [f"Everyone who is {said} is {then}.", f"If someone is {said}, then they are {then}."]
+    if not others and first.positive:
+        person = first.predicate if first.predicate in _NOUNS else f"{first.predicate} person"
+        templates.append(f"Every {person} is {then}.")
+        if not formula.head.positive:
+            templates.append(f"No {person} is {_quality(formula.head.negated())}.")
+    return rng.choice(templates)
+
+
+def _quality(literal: Literal) -> str:
+    """ "kind", "a driver" or "not an actor"."""
+    article = "" if literal.predicate not in _NOUNS else "an " if literal.predicate[0] in "aeiou" else "a "
+    return f"{'' if literal.positive else 'not '}{article}{literal.predicate}"

@@ -1,0 +1,90 @@
+"""The cache of reference log-probabilities: each distinct completion is passed once, and nothing wrong is reused."""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import pytest
+import torch
+from small import TOKENS
+from transformers import LlamaForCausalLM
+
+from fcdpo_utils.engine import references
+from fcdpo_utils.engine.references import ReferenceCache, reference_log_probs, weights_fingerprint
+from fcdpo_utils.engine.trees import TokenTree
+
+
+@pytest.fixture
+def student(few_words_model: LlamaForCausalLM) -> LlamaForCausalLM:
+    return few_words_model.float()
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many sequences each pass had."""
+    passes, compute = [], references.sequence_log_probs
+
+    @wraps(compute)  # its module's code counts in the fingerprint
+    def counted(model: LlamaForCausalLM, tree: TokenTree) -> torch.Tensor:
+        passes.append(tree.sequences)
+        return compute(model, tree)
+
+    monkeypatch.setattr(references, "sequence_log_probs", counted)
+    return passes
+
+
+def test_values_are_computed_once_per_distinct_completion(
+    student: LlamaForCausalLM, tmp_path: Path, computed: list[int]
+) -> None:
+    said: list[tuple[int, int]] = []
+    asked, path = [*TOKENS, TOKENS[0]], tmp_path / "c.jsonl"
+    first = reference_log_probs(student, asked, 100, path, lambda *done: said.append(done))
+    assert len(path.read_text().splitlines()) == sum(computed) == len(TOKENS)
+    assert first[0] == first[-1] and said[-1] == (len(asked), len(asked))
+    assert reference_log_probs(student, asked, 100, path) == first and sum(computed) == len(TOKENS)
+
+
+def test_packs_are_as_long_as_asked(student: LlamaForCausalLM, tmp_path: Path, computed: list[int]) -> None:
+    whole = reference_log_probs(student, TOKENS, 10_000, tmp_path / "a.jsonl")
+    assert reference_log_probs(student, TOKENS, 12, tmp_path / "b.jsonl") == pytest.approx(whole, abs=1e-5)
+    assert computed[0] == len(TOKENS) and len(computed) > 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-9],
+        lambda line: "not json",
+        lambda line: json.dumps({**json.loads(line), "log_prob": -1.0}),
+        lambda line: json.dumps({**json.loads(line), "key": "0" * 16}),
+        lambda line: line.replace("log_prob", "logprob"),
+    ],
+    ids=["torn", "not-json", "altered-value", "altered-key", "other-field"],
+)
+def test_damaged_entries_are_computed_again(
+    student: LlamaForCausalLM, tmp_path: Path, computed: list[int], damage: Callable[[str], str]
+) -> None:
+    path = tmp_path / "c.jsonl"
+    first = reference_log_probs(student, TOKENS, 100, path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], damage(lines[-1])]))
+    assert len(ReferenceCache(path, weights_fingerprint(student)).values) == len(TOKENS) - 1
+    computed.clear()
+    assert reference_log_probs(student, TOKENS, 100, path) == pytest.approx(first, abs=1e-5) and computed == [1]
+    assert len(ReferenceCache(path, weights_fingerprint(student)).values) == len(TOKENS)
+
+
+def test_entries_of_another_model_are_not_used(student: LlamaForCausalLM, tmp_path: Path, computed: list[int]) -> None:
+    path = tmp_path / "c.jsonl"
+    reference_log_probs(student, TOKENS, 100, path)
+    before = weights_fingerprint(student)
+    with torch.no_grad():
+        student.get_input_embeddings().weight[0, 0] += 1
+    assert weights_fingerprint(student) != before
+    reference_log_probs(student, TOKENS, 100, path)
+    assert sum(computed) == 2 * len(TOKENS)
+
+
+def test_the_same_numbers_in_another_type_are_another_model(student: LlamaForCausalLM) -> None:
+    assert weights_fingerprint(student) != weights_fingerprint(student.to(torch.bfloat16))
