@@ -151,4 +151,4 @@ def test_a_question_is_answered_call_by_call(run: Path, place: Path, server: str
 def test_variants_of_the_method_run_for_it(run: Path, place: Path, server: str) -> None:
     fcdpo(place, "run", "--profile", "mine.yaml", "--run-dir", "run", "--set", server, "--only", "06")
     rows = store.read_json(run / "ablations.json")["variants"]
-    assert [row["name"] for row in rows] == ["full method", "D*", "warm-up only"] and {row["n"] for row in rows} == {4}
+    assert [row["name"] for row in rows] == ["full method", "warm-up only", "D*"] and {row["n"] for row in rows} == {4}

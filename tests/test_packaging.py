@@ -91,9 +91,26 @@ def test_pre_commit_uses_the_pinned_ruff() -> None:
     assert len(yaml.safe_load(text)["repos"][0]["hooks"]) == 3
 
 
-def test_the_readme_is_finished() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_finished_and_their_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert "@@" not in text and "TODO" not in text
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_readme_is_a_first_screen_and_leads_to_every_page() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert len(text.encode()) <= 7 * 1024
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
+
+
+def test_the_citation_file_reads_and_names_the_licence() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= cited.keys() and cited["license"] == "Apache-2.0"
 
 
 @pytest.mark.parametrize(("given", "found"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])

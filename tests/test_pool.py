@@ -17,9 +17,12 @@ def run_in(folder: Path, **variants: str) -> Path:
     """A run whose notebook 06 had these variants, with one letter a problem: s sound, - not."""
     rows = [{"name": name} for name in variants]
     folder.mkdir()
-    store.write_json(folder / "ablations.json", {"variants": rows})
+    store.write_json(folder / "ablations.json", {"commit": "abc", "variants": rows})
     for name, outcomes in variants.items():
-        records = [{"problem_id": f"p{i}", "sound": letter == "s"} for i, letter in enumerate(outcomes)]
+        records = [
+            {"problem_id": f"p{i}", "task": ("fol", "arithmetic")[i % 2], "sound": letter == "s"}
+            for i, letter in enumerate(outcomes)
+        ]
         (folder / "ablations" / name).mkdir(parents=True)
         ordered = records if name == "full" else records[::-1]  # problems are matched by name
         store.write_records(folder / "ablations" / name / "chains.jsonl", ordered)
@@ -34,6 +37,23 @@ def test_outcomes_of_all_runs_are_tested_together(tmp_path: Path) -> None:
     assert (other["gained"], other["lost"]) == (5, 0)
     assert other["p"] == other["p_holm"] == mcnemar([False] * 5, [True] * 5).p
     assert "| other | 100.0% | 67.6% to 100.0% | 100%, 100% | 5 | 0 | 0.062 | 0.062 |" in markdown([full, other])
+
+
+def test_one_task_alone_and_another_variant_to_compare_with(tmp_path: Path) -> None:
+    runs = [run_in(tmp_path / name, full="ss-s", other="s-ss", third="--s-") for name in "ab"]
+    first, second, third = pooled(runs, task="fol", against="third")
+    assert [row["name"] for row in (first, second, third)] == ["third", "full", "other"]
+    assert first["n"] == 4 and first["runs"] == [0.5, 0.5] and (second["gained"], second["lost"]) == (2, 2)
+    saved = tmp_path / "fol"
+    done = fcdpo("pool", *map(str, runs), "--task", "fol", "--against", "other", "--save", str(saved))
+    assert done.stdout.splitlines()[2].startswith("| other | 100.0% |")
+    rows = pooled(runs, task="fol", against="other")
+    kept = {"commits": ["abc"], "task": "fol", "variants": rows}
+    assert store.read_json(saved.with_suffix(".json")) == kept and saved.with_suffix(".png").stat().st_size > 5_000
+    with pytest.raises(ValueError, match="no variant 'fourth' in common, but full, other, third"):
+        pooled(runs, against="fourth")
+    with pytest.raises(ValueError, match="no problems of task 'gsm8k'"):
+        pooled(runs, task="gsm8k")
 
 
 def test_runs_without_a_variant_in_common_are_refused(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def variants_of(settings: RunSettings) -> list[VariantSettings]:
 def run_variants(settings: RunSettings, run_dir: Path, progress: Progress) -> Iterator[VariantResult]:
     """Every variant in turn on the run's problems and chains; what is done already is not done again.
 
-    All go on from the same warmed-up student and share its own chains, where the settings want these; that student is
-    the last variant. One that cannot be trained says why in place of results; the full method may not fail.
+    All go on from the same warmed-up student and share its own chains, where the settings want these; that student
+    comes second. One that cannot be trained says why in place of results; the full method may not fail.
     """
     variants, start = variants_of(settings), prepare(run_dir, settings, engine, progress)
     for number, variant in enumerate(variants, start=1):
@@ -61,14 +61,21 @@ def run_variants(settings: RunSettings, run_dir: Path, progress: Progress) -> It
             result = VariantResult(variant, None, [], failure=" ".join(str(error).split()))
             print(f"{place} failed: {result.failure}", flush=True)
         yield result
-    training = start.adapter and start.adapter.parent / "training.json"
-    if training and not training.exists():  # of an adapter from elsewhere
+        if variant is FULL:
+            yield from _of_warm_up(settings, start, run_dir, progress)
+
+
+def _of_warm_up(settings: RunSettings, start: Start, run_dir: Path, progress: Progress) -> Iterator[VariantResult]:
+    """The student that all variants started from, where it was warmed up."""
+    if start.adapter is None:
+        return
+    if not (training := start.adapter.parent / "training.json").exists():  # of an adapter from elsewhere
         print(f"no row for the warm-up: {training.name} is missing beside {start.adapter}", flush=True)
-    elif training:
-        place = run_dir / "ablations" / slug(WARM_UP.name)
-        place.mkdir(exist_ok=True)
-        chains = _evaluated(place / "chains.jsonl", settings, start.adapter, run_dir, progress)
-        yield VariantResult(WARM_UP, TrainingSummary(**store.read_json(training)), chains)
+        return
+    folder = run_dir / "ablations" / slug(WARM_UP.name)
+    folder.mkdir(exist_ok=True)
+    chains = _evaluated(folder / "chains.jsonl", settings, start.adapter, run_dir, progress)
+    yield VariantResult(WARM_UP, TrainingSummary(**store.read_json(training)), chains)
 
 
 def _run(

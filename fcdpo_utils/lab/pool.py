@@ -14,26 +14,37 @@ from fcdpo_utils.evaluation import mcnemar, wilson
 from fcdpo_utils.lab.grid import holm, slug
 
 
-def soundness(run_dir: Path) -> dict[str, dict[str, bool]]:
-    """Of each variant of a run's notebook 06, by name: which held-out problems it solved soundly."""
+def soundness(run_dir: Path, task: str = "") -> dict[str, dict[str, bool]]:
+    """Of each variant of a run's notebook 06, by name: which held-out problems (of a task) it solved soundly."""
     rows = store.read_json(store.require(run_dir / "ablations.json", "06"))["variants"]
     files = {row["name"]: run_dir / "ablations" / slug(row["name"]) / "chains.jsonl" for row in rows}
     return {
-        name: {f"{run_dir}/{record['problem_id']}": record["sound"] for record in store.iterate(path)}
+        name: {
+            f"{run_dir}/{record['problem_id']}": record["sound"]
+            for record in store.iterate(path)
+            if task in ("", record["task"])
+        }
         for name, path in files.items()
         if path.exists()
     }
 
 
-def pooled(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+def pooled(run_dirs: Sequence[Path], task: str = "", against: str = "") -> list[dict[str, Any]]:
     """One row per variant that every run has: how sound over all runs, and each run's share; gained, lost, p and Holm's
-    p against the first (the full method). Raises ValueError where the runs share no other variant."""
-    runs = [soundness(run_dir) for run_dir in run_dirs]
+    p against the first, which is the variant `against`, or the full method. Of one task, or of all together.
+
+    Raises ValueError where the runs share no two variants, nor that one, or have no such task.
+    """
+    runs = [soundness(run_dir, task) for run_dir in run_dirs]
     names = [name for name in runs[0] if all(name in run for run in runs)]
     if len(names) < 2:
         raise ValueError("these runs have no two variants in common: run notebook 06 with the same profile in each")
+    if against not in ("", *names):
+        raise ValueError(f"these runs have no variant {against!r} in common, but {', '.join(names)}")
+    if not all(run[names[0]] for run in runs):
+        raise ValueError(f"no problems of task {task!r} in one of these runs")
     rows, full = [], {}
-    for name in names:
+    for name in sorted(names, key=lambda name: name != against):
         outcomes = {problem: sound for run in runs for problem, sound in run[name].items()}
         full, score = full or outcomes, wilson(sum(outcomes.values()), len(outcomes))
         row = {"name": name, "n": score.trials, "sound": score.estimate, "sound_ci95": [score.low, score.high]}

@@ -66,8 +66,11 @@ def _parser() -> ArgumentParser:
     place.add_argument("url", help="https://github.com/<owner>/<name>; an empty one takes the address out")
     place.add_argument("--tag", default="main", help="what badges open and set-up cells clone; default: main")
     text = "variants of notebook 06 over several runs of one profile with other seeds, tested together"
-    several = command("pool", lambda runs: print(pool.markdown(pool.pooled(runs))), text)
+    several = command("pool", _pool, text)
     several.add_argument("runs", type=Path, nargs="+", help="run directories")
+    several.add_argument("--task", default="", metavar="NAME", help="problems of this task alone")
+    several.add_argument("--against", default="", metavar="VARIANT", help="in place of the full method")
+    several.add_argument("--save", type=Path, metavar="PATH", help="the rows as PATH.json, their figure as PATH.png")
     text = "how many rows of a GSM8K file convert to chains, and why others do not"
     rows = command("gsm8k", lambda path: print(report_table(conversion_report(load_rows(path)))), text)
     rows.add_argument("path", type=Path)
@@ -112,6 +115,15 @@ def _check(run: Path, baseline: Path | None, update: bool) -> int:
     rows = baselines.check(run, baseline)
     print(baselines.table(rows))
     return int(not all(row.passed for row in rows))
+
+
+def _pool(runs: list[Path], task: str, against: str, save: Path | None) -> None:
+    rows = pool.pooled(runs, task, against)
+    print(pool.markdown(rows))
+    if save:
+        commits = sorted({store.read_json(run / "ablations.json")["commit"] for run in runs})
+        store.write_json(save.with_suffix(".json"), {"commits": commits, "task": task or "all", "variants": rows})
+        import_module("fcdpo_utils.views.plots").variants(rows).savefig(save.with_suffix(".png"), bbox_inches="tight")
 
 
 def _export(run: Path, merged: bool, push_to_hub: str) -> None:
