@@ -51,6 +51,7 @@ def _parser() -> ArgumentParser:
     which.add_argument("--from", dest="start", default="", metavar="NN", help="run this stage and those after it")
     run.add_argument("--cell-timeout", type=int, default=0, metavar="S", help="seconds that one cell may take; 0: any")
     _add_own(command, of_run, settings, of_profile)
+    _add_lab(command)
     check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails", of_run)
     check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
@@ -65,6 +66,10 @@ def _parser() -> ArgumentParser:
     place = command("publish", _publish, "write where this repository is published into all files that name it")
     place.add_argument("url", help="https://github.com/<owner>/<name>; an empty one takes the address out")
     place.add_argument("--tag", default="main", help="what badges open and set-up cells clone; default: main")
+    return parser
+
+
+def _add_lab(command: Callable[..., ArgumentParser]) -> None:
     text = "variants of notebook 06 over several runs of one profile with other seeds, tested together"
     several = command("pool", _pool, text)
     several.add_argument("runs", type=Path, nargs="+", help="run directories")
@@ -74,7 +79,6 @@ def _parser() -> ArgumentParser:
     text = "how many rows of a GSM8K file convert to chains, and why others do not"
     rows = command("gsm8k", lambda path: print(report_table(conversion_report(load_rows(path)))), text)
     rows.add_argument("path", type=Path)
-    return parser
 
 
 def _add_own(command: Callable[..., ArgumentParser], *shared: ArgumentParser) -> None:
