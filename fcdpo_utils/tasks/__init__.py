@@ -4,7 +4,7 @@ from fcdpo_utils.problems import register
 from fcdpo_utils.tasks import mistakes  # noqa: F401
 from fcdpo_utils.tasks.gsm8k import GSM8K
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
-from fcdpo_utils.tasks.puzzles import PUZZLES
+from fcdpo_utils.tasks.ordering import Ordering
 
-for task in (FirstOrderLogic(), GSM8K(), *PUZZLES):
+for task in (FirstOrderLogic(), GSM8K(), Ordering()):
     register(task)
