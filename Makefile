@@ -2,14 +2,16 @@
 #   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems)
 #   make test    all tests
 #   make setup   only what both need
+#   make book    the executed notebooks and the pages of docs/ as a site: outputs/cpu/book (RUN=FOLDER: of another run)
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 FCDPO := $(VENV)/bin/fcdpo
+RUN ?= outputs/cpu
 GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
 GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
 
-.PHONY: demo test setup clean
+.PHONY: demo test setup book clean
 
 demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
@@ -19,6 +21,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup --durations 30 -m 'not nightly'
 
 setup: $(READY)
+
+book: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[book]'
+	$(VENV)/bin/python docs/conf.py $(RUN)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; use make PYTHON=/path/to/python3.11"; exit 1; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from browser import measured, needs_chromium
 from datasets import load_dataset
 from runs import FCDPO, fcdpo
 
@@ -29,7 +29,6 @@ from fcdpo_utils.pipeline.stage import start_stage
 
 ROOT = Path(__file__).parents[1]
 STAGES = [spec.name for spec in manifest.STAGES]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 # What a run leaves behind
@@ -239,21 +238,14 @@ def test_notebooks_run_by_hand_get_a_report_that_says_so(tmp_path: Path, capfd: 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; install Debian's package chromium")
+@needs_chromium
 @pytest.mark.parametrize("width", [400, 1280])
 def test_the_report_fits_the_window(smoke_run: Path, tmp_path: Path, width: int) -> None:
     """Headless Chromium measures the page after layout: nothing sticks out sideways, every figure is loaded."""
     assert main(["report", str(smoke_run)]) == 0
-    probe = """<script>addEventListener("load", () => { const r = document.documentElement;
-      document.title = JSON.stringify({over: r.scrollWidth - innerWidth, height: r.scrollHeight,
-      broken: [...document.images].filter(i => !i.naturalWidth).length}); })</script>"""
-    page = tmp_path / "report.html"
-    page.write_text((smoke_run / "report.html").read_text() + probe)
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --dump-dom".split()
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path}/chromium", f"--window-size={width},900", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    measured = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom)[1]))
-    assert measured["over"] <= 0 and measured["broken"] == 0 and measured["height"] > 1500
+    page = shutil.copy(smoke_run / "report.html", tmp_path)
+    found = measured(Path(page), width, tmp_path)
+    assert found["over"] == found["broken"] == 0 and found["height"] > 1500
 
 
 # How a run fails: one line, exit code not 0, nothing lost
