@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import json
 import re
 import shlex
 import subprocess
@@ -106,6 +107,13 @@ def test_the_readme_is_a_first_screen_and_leads_to_every_page() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
     assert len(text.encode()) <= 7 * 1024
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
+
+
+def test_the_devcontainer_ends_with_the_set_up_done() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["postCreateCommand"] == "make setup" and container["hostRequirements"]["cpus"] == 2
+    python = re.search(r"python:(3\.\d+)$", container["image"])[1]
+    assert f'requires-python = ">={python}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def test_the_citation_file_reads_and_names_the_licence() -> None:

@@ -18,11 +18,10 @@ def run_in(folder: Path, **variants: str) -> Path:
     rows = [{"name": name} for name in variants]
     folder.mkdir()
     store.write_json(folder / "ablations.json", {"commit": "abc", "variants": rows})
+    problems = [{"id": f"p{i}", "task": ("fol", "arithmetic")[i % 2]} for i in range(8)]
+    store.write_records(folder / "problems.jsonl", problems)
     for name, outcomes in variants.items():
-        records = [
-            {"problem_id": f"p{i}", "task": ("fol", "arithmetic")[i % 2], "sound": letter == "s"}
-            for i, letter in enumerate(outcomes)
-        ]
+        records = [{"problem_id": f"p{i}", "sound": letter == "s"} for i, letter in enumerate(outcomes)]
         (folder / "ablations" / name).mkdir(parents=True)
         ordered = records if name == "full" else records[::-1]  # problems are matched by name
         store.write_records(folder / "ablations" / name / "chains.jsonl", ordered)

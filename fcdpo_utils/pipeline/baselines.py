@@ -8,6 +8,7 @@ missing, zero or not a number never passes. Knows names and numbers, and nothing
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ def baseline_path(profile: str) -> Path:
 
 def check(run_dir: Path, baseline: Path) -> list[Row]:
     """Whether the run is whole, then each metric of the baseline. Raises StoreError where a file cannot be used."""
-    expected, metrics = store.read_json(baseline), _numbers(run_dir)
+    expected, metrics = store.read_json(baseline), numbers(run_dir)
     rows = list(integrity(run_dir))
     try:
         rows.append(_exact("profile", expected["profile"], manifest.load(run_dir).get("profile")))
@@ -99,30 +100,35 @@ def _text(value: Any) -> str:
     return "missing" if value is None else str(value)[:12]
 
 
-def _numbers(run_dir: Path) -> dict[str, Any]:
+def numbers(run_dir: Path) -> dict[str, Any]:
     """All metrics of a run by dotted name, and the SHA-256 of its artifacts."""
     entries = manifest.load(run_dir).get("stages", {}).values()
     artifacts = {f"artifacts.{name}": value for entry in entries for name, value in entry.get("outputs", {}).items()}
-    return {**_flat(store.read_json(run_dir / "metrics.json")), **artifacts}
+    return {**flat(store.read_json(run_dir / "metrics.json")), **artifacts}
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested values by dotted name."""
     if not isinstance(value, dict):
         return {name[1:]: value}
-    return {key: leaf for part, inner in value.items() for key, leaf in _flat(inner, f"{name}.{part}").items()}
+    return {key: leaf for part, inner in value.items() for key, leaf in flat(inner, f"{name}.{part}").items()}
+
+
+@cache
+def rule_of(name: str) -> tuple[str, float, float] | None:
+    """How a metric is judged: direction, tolerance, and what that grows by with the value; None: not at all."""
+    rules = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    return next((tuple(rule) for pattern, *rule in rules if fnmatch(name, pattern)), None)
 
 
 def update(run_dir: Path, baseline: Path) -> list[str]:
     """Rewrite the baseline from a whole run; returns what changed, line by line. Raises ValueError for a broken run."""
     if broken := next((row for row in integrity(run_dir) if not row.passed), None):
         raise ValueError(f"no baseline from a broken run: {broken.name} is {broken.got}")
-    rules = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     old, new = store.read_json(baseline)["metrics"] if baseline.exists() else {}, {}
-    for name, value in sorted(_numbers(run_dir).items()):
-        found = next((rule for pattern, *rule in rules if fnmatch(name, pattern)), None)
-        if found and _counts(value):
-            direction, tolerance, growth = found
+    for name, value in sorted(numbers(run_dir).items()):
+        if (rule := rule_of(name)) and _counts(value):
+            direction, tolerance, growth = rule
             allowed = round(tolerance + growth * abs(value), 4) if growth else tolerance
             new[name] = {"expected": value, "direction": direction, "tolerance": allowed}
     baseline.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.lab import pool
-from fcdpo_utils.pipeline import baselines, doctor, export, manifest, publish, runner
+from fcdpo_utils.pipeline import baselines, compare, doctor, export, manifest, publish, runner
 from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
 from fcdpo_utils.teacher import TeacherError
 
@@ -55,6 +55,11 @@ def _parser() -> ArgumentParser:
     check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails", of_run)
     check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
+    text = "what differs between two runs: settings, metrics, a paired test, the problems that flipped"
+    beside = command("compare", _compare, text)
+    beside.add_argument("first", type=Path, help="run directory")
+    beside.add_argument("second", type=Path, help="run directory")
+    beside.add_argument("--show", type=int, default=3, metavar="N", help="print both chains of N flipped problems")
     text = "write report.html, one self-contained page, into a run directory"
     command("report", lambda run: print(export.report(run)), text, of_run)
     text = "write adapter, data and their cards into <run>/export, for others to use"
@@ -128,6 +133,11 @@ def _pool(runs: list[Path], task: str, against: str, save: Path | None) -> None:
         commits = sorted({store.read_json(run / "ablations.json")["commit"] for run in runs})
         store.write_json(save.with_suffix(".json"), {"commits": commits, "task": task or "all", "variants": rows})
         import_module("fcdpo_utils.views.plots").variants(rows).savefig(save.with_suffix(".png"), bbox_inches="tight")
+
+
+def _compare(first: Path, second: Path, show: int) -> None:
+    for line in compare.compare(first, second, show):
+        print(line)
 
 
 def _export(run: Path, merged: bool, push_to_hub: str) -> None:

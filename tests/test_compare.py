@@ -1,0 +1,76 @@
+"""Two runs beside each other: what differs, whether more than chance, which problems flipped."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from runs import fcdpo
+
+from fcdpo_utils import store
+from fcdpo_utils.episode import Chain, Step
+from fcdpo_utils.evaluation import mcnemar
+from fcdpo_utils.pipeline.compare import answered_by_both, compare, differences, flipped, paired
+
+
+def run_in(folder: Path, sound: dict[str, bool], beta: float = 0.1, questions: str = "{}?") -> Path:
+    """A run whose trained student solved these problems; ids starting with "a" are arithmetic, others logic."""
+    folder.mkdir()
+    task = {name: "arithmetic" if name.startswith("a") else "fol" for name in sound}
+    problems = [{"id": name, "task": task[name], "question": questions.format(name)} for name in sound]
+    store.write_records(folder / "problems.jsonl", problems)
+    steps = (Step("Answer(3)", "Answer recorded: 3", None),)
+    outcome = {True: "solved", False: "wrong_answer"}
+    chains = [Chain(name, steps, outcome[good], "3", good, good).record(key="k") for name, good in sound.items()]
+    store.write_records(folder / "chains_after.jsonl", random.Random(beta).sample(chains, len(chains)))
+    tasks = {"fol": {"n": 3, "after": {"sound": beta}}}
+    store.write_json(folder / "metrics.json", {"tasks": tasks, "stages": {"01": {"seconds": beta}}})
+    store.write_json(folder / "manifest.json", {"settings": {"seed": 0, "training": {"beta": beta}}})
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    names = [f"{letter}{number}" for letter in "af" for number in range(40)]
+    rng = random.Random(3)
+    first, second = ({name: rng.random() < share for name in names} for share in (0.3, 0.8))
+    return run_in(tmp_path / "one", first), run_in(tmp_path / "two", second, beta=0.5)
+
+
+def test_the_flipped_problems_are_those_that_differ_in_the_stored_chains(runs: tuple[Path, Path]) -> None:
+    stored = []
+    for run in runs:
+        lines = (run / "chains_after.jsonl").read_text(encoding="utf-8").splitlines()
+        stored.append({record["problem_id"]: record["sound"] for record in map(json.loads, lines)})
+    differing = {name for name in stored[0] if stored[0][name] != stored[1][name]}
+    found = flipped(answered_by_both(*runs))
+    assert {each.first.problem_id for each in found} == differing and 20 < len(differing) < 70
+    for task, letter in (("arithmetic", "a"), ("fol", "f")):
+        names = [name for name in stored[0] if name[0] == letter]
+        test = mcnemar(*([side[name] for name in names] for side in stored))
+        sums = [sum(side[name] for name in names) for side in stored]
+        assert paired(answered_by_both(*runs))[task] == (40, *sums, test)
+
+
+def test_settings_and_judged_metrics_are_named_where_they_differ(runs: tuple[Path, Path]) -> None:
+    found = differences(*runs)
+    assert found == {"settings": [("training.beta", 0.1, 0.5)], "metrics": [("tasks.fol.after.sound", 0.1, 0.5)]}
+    assert [len(rows) for rows in differences(runs[0], runs[0]).values()] == [0, 0]
+
+
+def test_both_chains_of_flipped_problems_are_shown(runs: tuple[Path, Path]) -> None:
+    lines = "\n".join(compare(*runs, show=2))
+    assert lines.count("first:\n") == lines.count("second:\n") == 2 and "Answer(3)" in lines
+    done = fcdpo("compare", *map(str, runs), "--show", "0")
+    assert done.returncode == 0 and "first:\n" not in done.stdout
+    assert f"problems that flipped: {len(flipped(answered_by_both(*runs)))}" in done.stdout
+
+
+def test_runs_that_share_no_problem_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = run_in(tmp_path / "three", {"a0": True}, questions="What is {}?")
+    done = fcdpo("compare", str(runs[0]), str(other))
+    assert done.returncode == 1 and "asked no problem in common" in done.stderr and done.stderr.count("\n") == 1
+    (other / "chains_after.jsonl").unlink()
+    assert fcdpo("compare", str(runs[0]), str(other)).stderr.startswith("fcdpo: run 05 first: chains_after.jsonl")
