@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import runs
 import torch
 from peft import PeftModel
 from runs import fcdpo
@@ -22,6 +23,11 @@ torch.set_num_threads(1)  # tiny products: threads that wait for each other on a
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="how often a smoke run is killed; thirty take 12 minutes")
+    parser.addoption("--problems", type=int, default=2_000, help="of each generator; 10,000 take five minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    runs.PROBLEMS = config.getoption("--problems")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PROBLEMS = 0  # how many each generator makes in its tests: set from `--problems`
 FCDPO = [sys.executable, "-m", "fcdpo_utils.pipeline.cli"]
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from functools import cache
 
 import pytest
+import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,11 +81,11 @@ def test_the_question_alone_has_the_answer_and_no_other() -> None:
         assert solve(problem.question) == {problem.answer}, problem
 
 
-@pytest.mark.slow  # 20,000 problems a puzzle: about 20 s of CPU time each
-def test_ten_thousand_problems_of_each_split_are_distinct_rightly_labelled_and_kept_apart() -> None:
-    made = {split: TASK.generate(10_000, split, seed=0) for split in SPLITS}
+@pytest.mark.slow
+def test_many_problems_of_each_split_are_distinct_rightly_labelled_and_kept_apart() -> None:
+    made = {split: TASK.generate(runs.PROBLEMS, split, seed=0) for split in SPLITS}
     for split in SPLITS:
-        assert len({problem.question for problem in made[split]}) == 10_000
+        assert len({problem.question for problem in made[split]}) == runs.PROBLEMS
         wrong = [p for p in made[split] if solve(p.question) != {p.answer}]
         assert wrong == []
     shapes = [{shape(problem) for problem in made[split]} for split in SPLITS]

@@ -24,7 +24,7 @@ from fcdpo_utils import store
 from fcdpo_utils.students import choose_dtype, embedded_student
 
 pytestmark = pytest.mark.slow
-PROBLEMS, SAMPLES = 8, 8
+PROBLEMS, SAMPLES = 6, 5
 # A process that makes chains, prints a line for each, and is killed by the test.
 GENERATE = """
 import sys
@@ -33,7 +33,7 @@ from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.problems import TASKS
 from fcdpo_utils.teachers import build_teacher
-problems = TASKS["arithmetic"].generate(8, "train", seed=3, levels=(2, 3))
+problems = TASKS["arithmetic"].generate(6, "train", seed=3, levels=(2, 3))
 settings = load_settings("smoke", sys.argv[2:])
 make_chains(Path(sys.argv[1]), problems, settings, build_teacher, lambda *line: print(*line, flush=True))
 """
