@@ -67,7 +67,6 @@ def _parser() -> ArgumentParser:
     away.add_argument("--merged", action="store_true", help="the merged bf16 model, too")
     away.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload them; needs HF_TOKEN")
     command("doctor", _doctor, "look at this machine: Python, packages, memory, GPU, hub, profiles")
-    command("clean", lambda run: print(doctor.clean(run)), "delete a run directory", of_run)
     place = command("publish", _publish, "write where this repository is published into all files that name it")
     place.add_argument("url", help="https://github.com/<owner>/<name>; an empty one takes the address out")
     place.add_argument("--tag", default="main", help="what badges open and set-up cells clone; default: main")

@@ -10,12 +10,11 @@ import socket
 import sys
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlparse
 
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.lab.settings import PROFILES, load_settings
-from fcdpo_utils.pipeline.manifest import NAME, machine
+from fcdpo_utils.pipeline.manifest import machine
 from fcdpo_utils.settings import Settings
 
 DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
@@ -92,12 +91,3 @@ def _memory(settings: Settings) -> str:
     models = (TrainingMemory(*shape, checkpointing) for checkpointing in (True, False))
     least, most = (model.total(training.pack_tokens) / (1 - MARGIN) / 1e9 for model in models)
     return f" of {least:.0f} GB (layers not checkpointed from {most:.0f} GB on)"
-
-
-def clean(run_dir: Path) -> str:
-    """Delete a run directory, if it is one; returns a line that says so. Raises ValueError otherwise."""
-    if not run_dir.is_dir() or not ((run_dir / NAME).exists() or (run_dir / "progress.json").exists()):
-        raise ValueError(f"{run_dir} is not the folder of a run")
-    size = sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) / 2**20
-    shutil.rmtree(run_dir)
-    return f"deleted {run_dir} ({size:.0f} MiB)"

@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fcdpo_utils import store
-from fcdpo_utils.episode import Chain
 from fcdpo_utils.pipeline import baselines, manifest, publish
 from fcdpo_utils.pipeline.stage import format_seconds, record_path
 from fcdpo_utils.settings import Settings
+from fcdpo_utils.views import viewer
 
 _FIGURES = {
     "accuracy.png": "Sound answers on held-out problems, with 95 % intervals",
@@ -39,7 +39,8 @@ def _render(path: Path, template: str = "report.html.j2", **values: Any) -> Path
 
 
 def report(run_dir: Path) -> Path:
-    """Write `report.html`, self-contained, readable in light and dark, wide and narrow; returns its path.
+    """Write `report.html`, self-contained, readable in light and dark, wide and narrow; returns its path. Its viewer of
+    chains is also a page of its own, `chains.html`.
 
     Raises StoreError where the run is not finished. A run of notebooks by hand has no manifest that its files could be
     checked against; the page says so.
@@ -54,7 +55,9 @@ def report(run_dir: Path) -> Path:
         seconds = made.get("stages", {}).get(spec.name, {}).get("seconds")
         stages.append({"number": spec.name[:2], "peak_gib": record["peak_gib"], "seconds": seconds})
     settings = manifest.recorded_settings(run_dir, manifest.STAGES[-1].name).model_dump(mode="json")
-    shown = {"settings": settings, "figures": list(_figures(run_dir)), "examples": list(_examples(run_dir))}
+    held_out = viewer.of_run(run_dir)
+    store.write(run_dir / "chains.html", viewer.page(*held_out))
+    shown = {"settings": settings, "figures": list(_figures(run_dir)), "viewer": viewer.fragment(*held_out)}
     return _render(run_dir / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
 
 
@@ -70,19 +73,6 @@ def _figures(run_dir: Path) -> Iterator[dict[str, Any]]:
             title = f"{caption}: {path.stem.partition('_')[2]}" if "*" in pattern else caption
             data = base64.b64encode(path.read_bytes()).decode()
             yield {"caption": title, "url": f"data:image/png;base64,{data}", "wide": path.stem == "training_curves"}
-
-
-def _examples(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """For each task, one problem that training turned sound and one that it did not, where there are such."""
-    problems = {p["id"]: p for p in store.read(store.require(run_dir / "problems.jsonl", "01"))}
-    stored = [store.read(store.require(run_dir / f"chains_{when}.jsonl", "05")) for when in ("before", "after")]
-    before, after = ({record["problem_id"]: Chain.from_record(record) for record in records} for records in stored)
-    for task in dict.fromkeys(problems[name]["task"] for name in before):
-        names = [name for name in before if name in after and problems[name]["task"] == task]
-        gained = [name for name in names if after[name].sound and not before[name].sound]
-        failed = [name for name in names if not after[name].sound]
-        for name in (*gained[:1], *failed[:1]):
-            yield {"task": task, "problem": problems[name], "before": before[name], "after": after[name]}
 
 
 def export(run_dir: Path, merged: bool = False) -> list[Path]:
