@@ -76,7 +76,7 @@ def test_no_text_of_a_model_is_markup() -> None:
     page = viewer.page(PROBLEMS, CHAINS)
     assert page.count("<script") == page.count("</script>") == 2 and "<img" not in page and "<!--" not in page
     framed = viewer.frame(PROBLEMS, CHAINS)
-    assert framed.count("<") == 2 and html.unescape(re.search(r'srcdoc="([^"]*)"', framed)[1]) == page
+    assert framed.count("<") == 4 and html.unescape(re.search(r'srcdoc="([^"]*)"', framed)[1]) == page
 
 
 def test_it_asks_nothing_of_another_machine() -> None:

@@ -51,7 +51,7 @@ def frame(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]], he
     """The page in a frame, for a notebook's output."""
     style = f"width: 100%; height: {height}px; border: 0"
     inner = html.escape(page(problems, chains))
-    return f'<iframe title="chains, step by step" style="{style}" srcdoc="{inner}"></iframe>'
+    return f'<div><iframe title="chains, step by step" style="{style}" srcdoc="{inner}"></iframe></div>'
 
 
 def of_run(run_dir: Path) -> tuple[list[Problem], dict[str, list[Chain]]]:
