@@ -14,7 +14,7 @@ from nbconvert import HTMLExporter
 
 from fcdpo_utils.lab.settings import PROFILES, load_settings
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("0[1-9]*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

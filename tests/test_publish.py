@@ -69,10 +69,11 @@ def test_badges_and_clones_are_pinned_to_the_tag(tree: Path) -> None:
     for path in (tree / "notebooks").glob("*.ipynb"):
         title, *cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         links = re.findall(r"\]\(([^()\s]+)\)$", "".join(title["source"]), re.M)
-        assert links == [
+        places = [
             f"https://colab.research.google.com/github/me/mine/blob/v1/notebooks/{path.name}",
             f"https://kaggle.com/kernels/welcome?src={HUB}/me/mine/blob/v1/notebooks/{path.name}",
         ]
+        assert links == (places if path.stem == "00_run_on_a_gpu" else [])
         (setup,) = ["".join(cell["source"]) for cell in cells if "setup" in cell["metadata"].get("tags", [])]
         assert f"    if not found:\n        !git clone -q --depth 1 -b v1 {HUB}/me/mine fcdpo\n" in setup
         assert "SystemExit" not in setup

@@ -44,7 +44,7 @@ def test_the_cell_is_folded_away_everywhere(path: Path) -> None:
     assert metadata["cellView"] == "form"  # Colab
     assert {"hide-input", "remove-input"} <= {*metadata["tags"]}  # Jupyter Book
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(path, as_version=4))
-    assert "hosted_setup" not in page and "start_stage" in page
+    assert "hosted_setup" not in page and "run_dir" in page
 
 
 @pytest.mark.parametrize("source", [SOURCE, HELPER.read_text(encoding="utf-8")], ids=["cell", "helper"])

@@ -1,7 +1,8 @@
 """`fcdpo publish`: writes where this repository is published into all files that name it, or takes it out of them.
 
-pyproject.toml holds the address; badges, the line of set-up cells that clones, and the README's are made from it. No
-file may name an address that nobody has registered: whoever takes it would run code beside users' data and tokens.
+pyproject.toml holds the address; the badges of notebook 00, the line of set-up cells that clones, and the README's are
+made from it. No file may name an address that nobody has registered: whoever takes it would run code beside users' data
+and tokens.
 """
 
 import json
@@ -40,7 +41,8 @@ def publish(url: str, tag: str = "main", root: Path = ROOT) -> None:
     line = f"!git clone -q --depth 1 -b {tag} {url} fcdpo" if url else UNPUBLISHED
     for path in (root / "notebooks").glob("*.ipynb"):
         notebook = store.read_json(path)
-        badges = "\n\n" + "\n".join(_BADGES).format(place=place, tag=tag, name=path.name) if url else ""
+        opens = url and path.name.startswith("00")  # each badge opens a machine of its own: only one notebook is whole
+        badges = "\n\n" + "\n".join(_BADGES).format(place=place, tag=tag, name=path.name) if opens else ""
         for cell in notebook["cells"]:
             text = "".join(cell["source"])
             if cell is notebook["cells"][0]:
