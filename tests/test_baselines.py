@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -126,8 +127,28 @@ def test_the_command_prints_the_table_and_its_verdict(run: Path, capsys: pytest.
     assert main(options) == 1
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("training.loss_end") and "FAILED" in line]
-    assert line.split() == ["training.loss_end", "1", "1.3", "at", "most", "1.2", "FAILED"]
+    assert line.split() == ["training.loss_end", "1", "1.3", "(+0.3)", "at", "most", "1.2", "FAILED"]
+    second = lines[len(lines) // 2 :]  # of the second check: what failed comes first
+    assert second.index(line) == 1 and second[-2].startswith(
+        "stages, records, artifacts, inputs, settings: 5 checks ok"
+    )
     assert lines[-1].endswith(", 1 failed")
+
+
+def test_ci_servers_and_step_summaries_get_the_same_verdict(run: Path) -> None:
+    change(run, "training.loss_end", 1.3)
+    place, junit, summary = run.parent, run.parent / "out.xml", run.parent / "summary.md"
+    summary.write_text("before\n")
+    options = ["check", str(run), "--baseline", str(place / "baseline.json")]
+    assert main([*options, "--junit", str(junit), "--markdown", str(summary)]) == 1
+    suite = ElementTree.fromstring(junit.read_text())
+    count = len(baselines.check(run, place / "baseline.json"))
+    assert (suite.get("tests"), suite.get("failures"), len(suite)) == (str(count), "1", count)
+    (case,) = [case for case in suite if len(case)]
+    assert case.get("name") == "training.loss_end" and "allowed at most 1.2" in case[0].get("message")
+    lines = summary.read_text().splitlines()
+    assert lines[:2] == ["before", f"{count} checks, 1 failed"]
+    assert lines[-1] == "| training.loss_end | 1 | 1.3 (+0.3) | at most 1.2 |"
 
 
 def test_update_shows_what_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,5 +160,5 @@ def test_update_shows_what_changed(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_folder_without_a_manifest_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(tmp_path)]) == 1
+    assert main(["check", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"fcdpo: run fcdpo run first: manifest.json is missing in {tmp_path}\n"

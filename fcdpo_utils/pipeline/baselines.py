@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import yaml
 
@@ -86,7 +87,9 @@ def _judge(name: str, rule: dict[str, Any], got: Any) -> Row:
             "near": (abs(error), "within", tolerance),
         }[direction]
         passed, allowed = worse <= tolerance, f"{sign} {_text(limit)}"
-    return Row(name, _text(expected), _text(got), allowed, passed and _counts(got))
+    numbers = all(isinstance(value, int | float) for value in (got, expected))
+    change = f" ({got - expected:+.3g})" if numbers and got != expected else ""
+    return Row(name, _text(expected), _text(got) + change, allowed, passed and _counts(got))
 
 
 def _counts(value: Any) -> bool:
@@ -138,8 +141,31 @@ def update(run_dir: Path, baseline: Path) -> list[str]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text, failures marked."""
+    """The rows as text: failures first, then the others, what passed of the run's wholeness in one line."""
     line = "{:48} {:>14} {:>22} {:>18}  {}".format
+    failures, passed = ([row for row in rows if row.passed == good] for good in (False, True))
+    metrics = [row for row in passed if ": " not in row.name]
     lines = [line("metric", "expected", "got", "allowed", "verdict")]
-    lines += [line(*row[:-1], "ok" if row.passed else "FAILED") for row in rows]
-    return "\n".join([*lines, f"{len(rows)} checks, {sum(not row.passed for row in rows)} failed"])
+    lines += [line(*row[:-1], "ok" if row.passed else "FAILED") for row in (*failures, *metrics)]
+    whole = f"stages, records, artifacts, inputs, settings: {len(passed) - len(metrics)} checks ok"
+    return "\n".join([*lines, whole, f"{len(rows)} checks, {len(failures)} failed"])
+
+
+def markdown(rows: list[Row]) -> str:
+    """The failures as a Markdown table, and the count: for the summary of a CI step."""
+    failures = [row for row in rows if not row.passed]
+    lines = [f"| {row.name} | {row.expected} | {row.got} | {row.allowed} |" for row in failures]
+    head = ["| failed | expected | got | allowed |", "|---|---|---|---|"] if lines else []
+    return "\n".join([f"{len(rows)} checks, {len(failures)} failed", "", *head, *lines, ""])
+
+
+def junit(rows: list[Row], profile: str) -> str:
+    """The rows as JUnit's XML, one test case each, which CI servers show."""
+    failures = sum(not row.passed for row in rows)
+    suite = ElementTree.Element("testsuite", name=f"fcdpo {profile}", tests=f"{len(rows)}", failures=f"{failures}")
+    for row in rows:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"fcdpo.{profile}", name=row.name)
+        if not row.passed:
+            message = f"expected {row.expected}, got {row.got}, allowed {row.allowed}"
+            ElementTree.SubElement(case, "failure", message=message)
+    return ElementTree.tostring(suite, encoding="unicode")

@@ -17,12 +17,13 @@ from fcdpo_utils.teacher import TeacherError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
+    broken = options.pop("broken", 1)
     try:
         code = options.pop("action")(**options)
         return int(code) if isinstance(code, int) else 0
     except (runner.StageError, store.StoreError, TeacherError, OSError, ValueError) as error:
         print(f"fcdpo: {error}", file=sys.stderr)
-        return 1
+        return broken
     except KeyboardInterrupt:
         print("\nfcdpo: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
         return 130
@@ -51,15 +52,7 @@ def _parser() -> ArgumentParser:
     which.add_argument("--from", dest="start", default="", metavar="NN", help="run this stage and those after it")
     run.add_argument("--cell-timeout", type=int, default=0, metavar="S", help="seconds that one cell may take; 0: any")
     _add_own(command, of_run, settings, of_profile)
-    _add_lab(command)
-    check = command("check", _check, "compare a run with its baseline; exit code 1 when anything fails", of_run)
-    check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
-    check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
-    text = "what differs between two runs: settings, metrics, a paired test, the problems that flipped"
-    beside = command("compare", _compare, text)
-    beside.add_argument("first", type=Path, help="run directory")
-    beside.add_argument("second", type=Path, help="run directory")
-    beside.add_argument("--show", type=int, default=3, metavar="N", help="print both chains of N flipped problems")
+    _add_comparisons(command, of_run)
     text = "write report.html, one self-contained page, into a run directory"
     command("report", lambda run: print(export.report(run)), text, of_run)
     text = "write adapter, data and their cards into <run>/export, for others to use"
@@ -73,7 +66,19 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _add_lab(command: Callable[..., ArgumentParser]) -> None:
+def _add_comparisons(command: Callable[..., ArgumentParser], of_run: ArgumentParser) -> None:
+    text = "compare a run with its baseline; exit code 1 when it fails, 2 when that cannot be told"
+    check = command("check", _check, text, of_run)
+    check.set_defaults(broken=2)
+    check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
+    check.add_argument("--junit", type=Path, metavar="FILE", help="the checks for a CI server, as JUnit's XML")
+    check.add_argument("--markdown", type=Path, metavar="FILE", help="append the failures, as for a step summary")
+    check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
+    text = "what differs between two runs: settings, metrics, a paired test, the problems that flipped"
+    beside = command("compare", _compare, text)
+    beside.add_argument("first", type=Path, help="run directory")
+    beside.add_argument("second", type=Path, help="run directory")
+    beside.add_argument("--show", type=int, default=3, metavar="N", help="print both chains of N flipped problems")
     text = "variants of notebook 06 over several runs of one profile with other seeds, tested together"
     several = command("pool", _pool, text)
     several.add_argument("runs", type=Path, nargs="+", help="run directories")
@@ -111,7 +116,7 @@ def _run(set: list[str], only: str, **options: Any) -> None:
     print(f"results: {folder}" if only else runner.results_table(folder))
 
 
-def _check(run: Path, baseline: Path | None, update: bool) -> int:
+def _check(run: Path, baseline: Path | None, update: bool, junit: Path | None, markdown: Path | None) -> int:
     profile = manifest.load(store.require(run / manifest.NAME, "fcdpo run").parent).get("profile")
     if profile is None:
         raise store.StoreError(f"{run / manifest.NAME} cannot be read; run it again")
@@ -122,6 +127,11 @@ def _check(run: Path, baseline: Path | None, update: bool) -> int:
         return 0
     rows = baselines.check(run, baseline)
     print(baselines.table(rows))
+    if junit:
+        store.write(junit, baselines.junit(rows, profile))
+    if markdown:
+        with open(markdown, "a", encoding="utf-8") as file:  # a step summary has other lines
+            file.write(baselines.markdown(rows))
     return int(not all(row.passed for row in rows))
 
 
