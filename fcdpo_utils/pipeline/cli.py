@@ -75,7 +75,7 @@ def _add_comparisons(command: Callable[..., ArgumentParser], of_run: ArgumentPar
     check.add_argument("--markdown", type=Path, metavar="FILE", help="append the failures, as for a step summary")
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
     text = "what differs between two runs: settings, metrics, a paired test, the problems that flipped"
-    beside = command("compare", _compare, text)
+    beside = command("compare", lambda **options: print(*compare.compare(**options), sep="\n"), text)
     beside.add_argument("first", type=Path, help="run directory")
     beside.add_argument("second", type=Path, help="run directory")
     beside.add_argument("--show", type=int, default=3, metavar="N", help="print both chains of N flipped problems")
@@ -142,11 +142,6 @@ def _pool(runs: list[Path], task: str, against: str, save: Path | None) -> None:
         commits = sorted({store.read_json(run / "ablations.json")["commit"] for run in runs})
         store.write_json(save.with_suffix(".json"), {"commits": commits, "task": task or "all", "variants": rows})
         import_module("fcdpo_utils.views.plots").variants(rows).savefig(save.with_suffix(".png"), bbox_inches="tight")
-
-
-def _compare(first: Path, second: Path, show: int) -> None:
-    for line in compare.compare(first, second, show):
-        print(line)
 
 
 def _export(run: Path, merged: bool, push_to_hub: str) -> None:
