@@ -23,8 +23,7 @@ test: $(READY)
 setup: $(READY)
 
 book: $(READY)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[book]'
-	$(VENV)/bin/python docs/conf.py $(RUN)
+	$(VENV)/bin/python docs/conf.py '$(RUN)'
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; use make PYTHON=/path/to/python3.11"; exit 1; }

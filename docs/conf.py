@@ -57,7 +57,6 @@ def _prepare(cells: list[dict[str, Any]]) -> None:
 def build(run: Path) -> int:
     """Build the book of a run; returns Sphinx's exit code, which is not 0 for any warning."""
     book = run / "book"
-    shutil.rmtree(book, ignore_errors=True)
     with TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("__pycache__"))
@@ -65,14 +64,16 @@ def build(run: Path) -> int:
         (source / "notebooks").mkdir()
         for path in sorted((run / "notebooks").glob("*.ipynb")):
             text = path.read_text(encoding="utf-8")
-            made_in = json.loads(text)["metadata"].get("papermill", {}).get("parameters", {}).get("run_dir") or ROOT
-            text = text.replace(str(made_in), f"outputs/{run.name}").replace(
-                f"{ROOT}/", ""
-            )  # no folder of this machine
+            made_in = json.loads(text)["metadata"].get("papermill", {}).get("parameters", {}).get("run_dir", "")
+            if Path(made_in).is_absolute():
+                text = text.replace(made_in, f"outputs/{run.name}")
             notebook = json.loads(text)
             _prepare(notebook["cells"])
             (source / "notebooks" / path.name).write_text(json.dumps(notebook), encoding="utf-8")
         code = main(["-q", "-W", "--keep-going", "-c", str(ROOT / "docs"), str(source), f"{folder}/html"])
+        if not Path(folder, "html", "README.html").exists():
+            return code or 1
+        shutil.rmtree(book, ignore_errors=True)
         shutil.copytree(f"{folder}/html", book, ignore=shutil.ignore_patterns("_sources", ".*"))
     shutil.copy(book / "README.html", book / "index.html")
     return code

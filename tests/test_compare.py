@@ -12,7 +12,9 @@ from runs import fcdpo
 from fcdpo_utils import store
 from fcdpo_utils.episode import Chain, Step
 from fcdpo_utils.evaluation import mcnemar
+from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.pipeline.compare import answered_by_both, compare, differences, flipped, paired
+from fcdpo_utils.pipeline.stage import start_stage
 
 
 def run_in(folder: Path, sound: dict[str, bool], beta: float = 0.1, questions: str = "{}?") -> Path:
@@ -27,7 +29,7 @@ def run_in(folder: Path, sound: dict[str, bool], beta: float = 0.1, questions: s
     store.write_records(folder / "chains_after.jsonl", random.Random(beta).sample(chains, len(chains)))
     tasks = {"fol": {"n": 3, "after": {"sound": beta}}}
     store.write_json(folder / "metrics.json", {"tasks": tasks, "stages": {"01": {"seconds": beta}}})
-    store.write_json(folder / "manifest.json", {"settings": {"seed": 0, "training": {"beta": beta}}})
+    start_stage("05_evaluation_and_plots", "smoke", str(folder), f"training.beta={beta}").record()
     return folder
 
 
@@ -74,3 +76,10 @@ def test_runs_that_share_no_problem_are_one_line(runs: tuple[Path, Path], tmp_pa
     assert done.returncode == 1 and "asked no problem in common" in done.stderr and done.stderr.count("\n") == 1
     (other / "chains_after.jsonl").unlink()
     assert fcdpo("compare", str(runs[0]), str(other)).stderr.startswith("fcdpo: run 05 first: chains_after.jsonl")
+
+
+def test_a_run_whose_files_do_not_belong_together_is_refused(runs: tuple[Path, Path]) -> None:
+    """Problems made anew keep their ids: only the manifest knows that the chains are of others."""
+    manifest.save(runs[1], {"profile": "smoke", "settings": {}, "stages": {}})
+    with pytest.raises(store.StoreError, match="no comparison of a run that is not whole: 01_function_definition"):
+        answered_by_both(*runs)

@@ -61,5 +61,6 @@ def test_it_goes_on_where_a_run_stopped_and_ends_with_report_and_adapter(smoke_r
     assert done.returncode == 0, done.stderr
     made = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "".join("".join(out.get("text", "")) for cell in made for out in cell.get("outputs", []))
-    assert "no GPU" in text and text.count("up to date, skipped") == 5 and "task, sound" in text
+    assert ("no GPU" in text) == (subprocess.getstatusoutput("nvidia-smi")[0] != 0)
+    assert text.count("up to date, skipped") == 5 and "task, sound" in text
     assert (folder / "report.html").exists() and (folder / "export" / "adapter" / "adapter_model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The trained student outside its training: deeper and differently worded problems, other functions, other puzzles.
+"""The trained student outside its training: deeper and differently worded problems, other functions, another puzzle.
 
 And what it forgot: the log-likelihood of plain chat (`generalisation.yaml`) before and after. Knows nothing of
 notebooks or figures.

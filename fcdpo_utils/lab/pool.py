@@ -23,7 +23,7 @@ def soundness(run_dir: Path, task: str = "") -> dict[str, dict[str, bool]]:
         name: {
             f"{run_dir}/{record['problem_id']}": record["sound"]
             for record in store.iterate(path)
-            if task in ("", of_task[record["problem_id"]])
+            if task in ("", of_task.get(record["problem_id"]))
         }
         for name, path in files.items()
         if path.exists()

@@ -66,6 +66,13 @@ def integrity(run_dir: Path) -> Iterable[Row]:
         yield _unless(f"{stage}: settings", "the run's", sorted(differ & groups.keys()), "of another run")
 
 
+def require_whole(run_dir: Path, what: str) -> None:
+    """Raises StoreError where `fcdpo run` made the run and it is not whole; of notebooks by hand nothing is known."""
+    whole = integrity(run_dir) if (run_dir / manifest.NAME).exists() else ()
+    if broken := next((row for row in whole if not row.passed), None):
+        raise store.StoreError(f"no {what} of a run that is not whole: {broken.name} is {broken.got}; run it again")
+
+
 def _unless(name: str, good: str, bad: list[str], what: str) -> Row:
     """A row that passes when `bad` is empty, and else names its first."""
     return Row(name, good, f"{bad[0]} {what}" if bad else good, "exact", not bad)

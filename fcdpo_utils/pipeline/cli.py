@@ -140,8 +140,10 @@ def _pool(runs: list[Path], task: str, against: str, save: Path | None) -> None:
     print(pool.markdown(rows))
     if save:
         commits = sorted({store.read_json(run / "ablations.json")["commit"] for run in runs})
-        store.write_json(save.with_suffix(".json"), {"commits": commits, "task": task or "all", "variants": rows})
-        import_module("fcdpo_utils.views.plots").variants(rows).savefig(save.with_suffix(".png"), bbox_inches="tight")
+        store.write_json(
+            save.with_name(f"{save.name}.json"), {"commits": commits, "task": task or "all", "variants": rows}
+        )
+        import_module("fcdpo_utils.views.plots").variants(rows).savefig(f"{save}.png", bbox_inches="tight")
 
 
 def _export(run: Path, merged: bool, push_to_hub: str) -> None:

@@ -23,6 +23,7 @@ def answered_by_both(first: Path, second: Path) -> list[Answered]:
     """The problems that both runs asked, in the order of the first. Raises ValueError where there are none."""
     sides = []
     for run in (first, second):
+        baselines.require_whole(run, "comparison")
         path = store.require(run / "chains_after.jsonl", "05")
         chains = {record["problem_id"]: Chain.from_record(record) for record in store.iterate(path)}
         problems = {record["id"]: record for record in store.iterate(store.require(run / "problems.jsonl", "01"))}
@@ -51,7 +52,7 @@ def differences(first: Path, second: Path) -> dict[str, list[tuple[str, Any, Any
     """Settings, and metrics that a baseline would hold, by name where the two runs differ."""
 
     def settings(run: Path) -> dict[str, Any]:
-        return baselines.flat(manifest.load(run).get("settings", {}))
+        return baselines.flat(manifest.recorded_settings(run, "05").model_dump(mode="json"))
 
     def metrics(run: Path) -> dict[str, Any]:
         return {name: value for name, value in baselines.numbers(run).items() if baselines.rule_of(name)}
@@ -68,7 +69,7 @@ def compare(first: Path, second: Path, show: int = 3) -> Iterator[str]:
     answered = answered_by_both(first, second)
     for kind, rows in differences(first, second).items():
         yield f"{kind} that differ: {len(rows)}"
-        yield from (f"  {name:44} {_short(before):>14} {_short(after):>14}" for name, before, after in rows)
+        yield from (f"  {name}: {before} -> {after}" for name, before, after in rows)
     yield f"{'task, sound':14}{'problems':>9}{'first':>9}{'second':>9}{'gained':>8}{'lost':>6}{'p':>9}"
     for task, (count, before, after, test) in paired(answered).items():
         shares = f"{before / count:>9.1%}{after / count:>9.1%}"
@@ -79,7 +80,3 @@ def compare(first: Path, second: Path, show: int = 3) -> Iterator[str]:
     for each in differing[:show]:
         yield f"\n{each.first.problem_id}: {each.question}\n\nfirst:\n{each.first.transcript()}"
         yield f"\nsecond:\n{each.second.transcript()}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:14]

@@ -46,9 +46,7 @@ def report(run_dir: Path) -> Path:
     checked against; the page says so.
     """
     metrics, made = _metrics(run_dir), manifest.load(run_dir)
-    whole = baselines.integrity(run_dir) if (run_dir / manifest.NAME).exists() else ()
-    if broken := next((row for row in whole if not row.passed), None):
-        raise store.StoreError(f"no report of a run that is not whole: {broken.name} is {broken.got}; run it again")
+    baselines.require_whole(run_dir, "report")
     stages = []
     for spec in manifest.STAGES:
         record = store.read_json(store.require(record_path(run_dir, spec.name), spec.name[:2]))

@@ -57,9 +57,9 @@ def frame(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]], he
 def of_run(run_dir: Path) -> tuple[list[Problem], dict[str, list[Chain]]]:
     """The held-out problems of a run and each student's chains of them. Raises StoreError where 05 has not run."""
     problems = load_problems(store.require(run_dir / "problems.jsonl", "01"), "test")
-    files = {when: run_dir / f"chains_{when}.jsonl" for when in STUDENTS}
-    for when in ("before", "after"):
-        store.require(files[when], "05")
-    made = {when: {r["problem_id"]: r for r in store.iterate(path)} for when, path in files.items() if path.exists()}
+    results = store.read_json(store.require(run_dir / "metrics.json", "05"))["tasks"].values()
+    students = [when for when in STUDENTS if when != "warm_up" or any(when in result for result in results)]
+    files = {when: store.require(run_dir / f"chains_{when}.jsonl", "05") for when in students}
+    made = {when: {record["problem_id"]: record for record in store.iterate(path)} for when, path in files.items()}
     asked = [problem for problem in problems if all(problem.id in records for records in made.values())]
     return asked, {when: [Chain.from_record(records[p.id]) for p in asked] for when, records in made.items()}
