@@ -53,6 +53,31 @@ def per_problem(pairs: Sequence[Sequence[int]]) -> Figure:
     return _finish(axes, title, legend, xlabel="problem", ylabel="chains", xlim=(-0.5, len(pairs) - 0.5))
 
 
+def chain_tree(chains: Sequence[tuple[Sequence[str], bool]]) -> Figure:
+    """The chains of one prompt, (calls, correct), as a tree from left to right: what chains share stands once."""
+    rows = sorted((tuple(calls), correct) for calls, correct in chains)
+    nodes: dict[tuple[str, ...], list[int]] = {}  # each beginning, and the rows of the chains that share it
+    for row, (calls, _) in enumerate(rows):
+        for end in range(1, len(calls) + 1):
+            nodes.setdefault(calls[:end], []).append(row)
+    starts = [0]  # of the columns, in characters
+    for depth in range(1, max(map(len, nodes)) + 1):
+        starts.append(starts[-1] + 5 + max(len(calls[-1][:30]) for calls in nodes if len(calls) == depth))
+    axes = plt.subplots(figsize=(0.09 * (starts[-1] + 10), 0.34 * len(rows) + 0.3))[1]
+    for calls, shared in nodes.items():
+        kinds, text, x = {rows[row][1] for row in shared}, calls[-1][:30], starts[len(calls) - 1]
+        if before := nodes.get(calls[:-1]):
+            left = starts[len(calls) - 2] + len(calls[-2][:30]) + 0.5
+            axes.plot([left, x - 0.5], [fmean(before), fmean(shared)], color=MUTED, lw=0.8)
+        color = "black" if len(kinds) == 2 else CORRECT if True in kinds else INCORRECT
+        axes.text(x, fmean(shared), text, color=color, fontsize=8, family="monospace", va="center")
+    for row, (calls, correct) in enumerate(rows):
+        words = "correct" if correct else "incorrect"
+        axes.text(starts[len(calls)] - 3, row, words, fontsize=8, va="center", style="italic")
+    axes.axis("off")
+    return _finish(axes, xlim=(0, starts[-1] + 10), ylim=(len(rows) - 0.5, -0.5))
+
+
 def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Loss, reward margin, and chosen and rejected log-probabilities over the steps."""
     figure, (loss, margin, log_probs) = plt.subplots(1, 3, figsize=(10.5, 2.8), layout="constrained")
