@@ -32,10 +32,11 @@ suppress_warnings = ["misc.highlighting_failure"]  # of cells with lines that on
 
 def _lead_to_all(app: Sphinx, name: str, source: list[str]) -> None:
     """The README is the first page; in the book it gets a table of contents."""
+    if name != root_doc:
+        return
     notebooks = [f"notebooks/{path.stem}" for path in sorted(Path(app.srcdir, "notebooks").glob("*.ipynb"))]
     for caption, pages in (("Notebooks", notebooks), ("Pages", [f"docs/{page}" for page in PAGES])):
-        if name == root_doc:
-            source[0] += "\n".join([f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n", *pages, "```\n"])
+        source[0] += "\n".join([f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n", *pages, "```\n"])
 
 
 def setup(app: Sphinx) -> None:

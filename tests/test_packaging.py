@@ -62,7 +62,7 @@ def test_every_dependency_says_why_it_is_there() -> None:
             assert re.search(r'",\s+# \w+', line), line
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["test"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["demo"], ["test"], ["book"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join)
 def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> None:
     options = {"capture_output": True, "text": True, "cwd": ROOT, "check": True}
     script = subprocess.run(["make", "-n", "-B", *arguments], **options).stdout
@@ -105,7 +105,7 @@ def test_pages_are_finished_and_their_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_a_first_screen_and_leads_to_every_page() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
-    assert len(text.encode()) <= 7 * 1024
+    assert len(text.encode()) <= 7_000
     assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
 
 

@@ -18,7 +18,8 @@ def soundness(run_dir: Path, task: str = "") -> dict[str, dict[str, bool]]:
     """Of each variant of a run's notebook 06, by name: which held-out problems (of a task) it solved soundly."""
     rows = store.read_json(store.require(run_dir / "ablations.json", "06"))["variants"]
     files = {row["name"]: run_dir / "ablations" / slug(row["name"]) / "chains.jsonl" for row in rows}
-    of_task = {record["id"]: record["task"] for record in store.iterate(run_dir / "problems.jsonl")}
+    problems = store.iterate(run_dir / "problems.jsonl") if task else ()
+    of_task = {record["id"]: record["task"] for record in problems}
     return {
         name: {
             f"{run_dir}/{record['problem_id']}": record["sound"]

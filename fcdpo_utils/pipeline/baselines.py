@@ -8,7 +8,6 @@ missing, zero or not a number never passes. Knows names and numbers, and nothing
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -18,6 +17,8 @@ import yaml
 from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.pipeline import manifest
+
+_RULES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class Row(NamedTuple):
@@ -94,8 +95,8 @@ def _judge(name: str, rule: dict[str, Any], got: Any) -> Row:
             "near": (abs(error), "within", tolerance),
         }[direction]
         passed, allowed = worse <= tolerance, f"{sign} {_text(limit)}"
-    numbers = all(isinstance(value, int | float) for value in (got, expected))
-    change = f" ({got - expected:+.3g})" if numbers and got != expected else ""
+    comparable = all(isinstance(value, int | float) for value in (got, expected))
+    change = f" ({got - expected:+.3g})" if comparable and got != expected else ""
     return Row(name, _text(expected), _text(got) + change, allowed, passed and _counts(got))
 
 
@@ -124,11 +125,9 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: leaf for part, inner in value.items() for key, leaf in flat(inner, f"{name}.{part}").items()}
 
 
-@cache
 def rule_of(name: str) -> tuple[str, float, float] | None:
     """How a metric is judged: direction, tolerance, and what that grows by with the value; None: not at all."""
-    rules = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return next((tuple(rule) for pattern, *rule in rules if fnmatch(name, pattern)), None)
+    return next((tuple(rule) for pattern, *rule in _RULES if fnmatch(name, pattern)), None)
 
 
 def update(run_dir: Path, baseline: Path) -> list[str]:
