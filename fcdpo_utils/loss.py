@@ -16,14 +16,19 @@ from torch.nn.functional import logsigmoid
 from fcdpo_utils.tokens import Tokens
 
 
-def sequence_log_prob(model: nn.Module, tokens: Tokens) -> Tensor:
-    """log p(completion | prompt): the sum over the policy's tokens, by one ordinary pass. A scalar, at least fp32."""
+def token_log_probs(model: nn.Module, tokens: Tokens) -> Tensor:
+    """log p of each of the policy's tokens after all before it, by one ordinary pass: (policy,), at least fp32."""
     ids = torch.tensor([tokens.ids], device=next(model.parameters()).device)
     logits = model(input_ids=ids).logits[0]  # (seq, vocabulary)
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     policy = [place for place, chosen in enumerate(tokens.policy) if chosen]
     before = [place - 1 for place in policy]  # a token is predicted from the one before it
-    return log_probs[before, ids[0, policy]].sum()
+    return log_probs[before, ids[0, policy]]
+
+
+def sequence_log_prob(model: nn.Module, tokens: Tokens) -> Tensor:
+    """log p(completion | prompt), a scalar: the sum over the policy's tokens."""
+    return token_log_probs(model, tokens).sum()
 
 
 def pair_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

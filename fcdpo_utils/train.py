@@ -25,7 +25,7 @@ from fcdpo_utils.students import ADAPTER_FILE, describe, free_memory, load_stude
 from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
 from fcdpo_utils.trainer import StepProgress, build_trainer, curve, distributed_state, last_checkpoint
 
-REFERENCES = CACHE / "reference_log_probs.jsonl"
+REFERENCES = CACHE / "reference_log_probs.sqlite"
 
 
 @dataclass(frozen=True)

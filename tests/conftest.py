@@ -105,7 +105,7 @@ def load_small_student(
 def small_student(load_small_student: Callable[..., tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Students of trainings are small ones."""
     monkeypatch.setattr("fcdpo_utils.train.load_student", load_small_student)
-    monkeypatch.setattr("fcdpo_utils.train.REFERENCES", tmp_path / "references.jsonl")
+    monkeypatch.setattr("fcdpo_utils.train.REFERENCES", tmp_path / "references.sqlite")
 
 
 def _random_model(vocabulary: int) -> LlamaForCausalLM:

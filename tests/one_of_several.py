@@ -52,7 +52,7 @@ def main(folder: Path, stop_after: int, changes: list[str]) -> None:
     settings = load_settings("smoke", [f"training.{change}" for change in (*fixed, *changes)])
     data = data_of(groups, tokens)
     tokenizer = AutoTokenizer.from_pretrained(embedded_student())
-    trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.jsonl", engine)
+    trainer = build_trainer(model, tokenizer, data, settings, folder / "c", folder / "references.sqlite", engine)
     trainer.add_callback(StopAfter(stop_after))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "c"))
     if distributed_state().is_main_process:

@@ -13,7 +13,7 @@ from fcdpo_utils import chains, engine, store, train
 from fcdpo_utils import fingerprint as fingerprints
 from fcdpo_utils.chains import Evaluation
 from fcdpo_utils.engine import references
-from fcdpo_utils.engine.references import ReferenceCache, weights_fingerprint
+from fcdpo_utils.engine.references import key_of, weights_fingerprint
 from fcdpo_utils.fingerprint import content_of, fingerprint
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.pipeline import manifest
@@ -101,13 +101,12 @@ def everything_kept(folder: Path, data: SmokeData, model: torch.nn.Module) -> di
     settings, problems = load_settings("smoke"), list(data.problems[:1])
     make_chains(folder / "chains.jsonl", problems, settings, build_teacher, lambda *_: None)
     (record, *_) = store.read(folder / "chains.jsonl")
-    references = ReferenceCache(folder / "references.jsonl", weights_fingerprint(model))
     return {
         "stage": manifest.fingerprint(manifest.STAGES[3], settings, folder)["code"],
         "chain": record["key"],
         "evaluated": Evaluation(problems, settings, folder / "after.jsonl", engine).keys[problems[0].id],
         "training": training_fingerprint(data.preferences, data.prompts, settings, engine),
-        "reference": references.key(Tokens((1, 2), (False, True), 1)),
+        "reference": key_of(weights_fingerprint(model), Tokens((1, 2), (False, True), 1)),
     }
 
 

@@ -1,7 +1,8 @@
 """The cache of reference log-probabilities: each distinct completion is passed once, and nothing wrong is reused."""
 
-import json
-from collections.abc import Callable
+import math
+import sqlite3
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from small import TOKENS
 from transformers import LlamaForCausalLM
 
 from fcdpo_utils.engine import references
-from fcdpo_utils.engine.references import ReferenceCache, reference_log_probs, weights_fingerprint
+from fcdpo_utils.engine.references import key_of, reference_log_probs, weights_fingerprint
 from fcdpo_utils.engine.trees import TokenTree
+from fcdpo_utils.store import StoreError
 
 
 @pytest.fixture
@@ -38,45 +40,53 @@ def test_values_are_computed_once_per_distinct_completion(
     student: LlamaForCausalLM, tmp_path: Path, computed: list[int]
 ) -> None:
     said: list[tuple[int, int]] = []
-    asked, path = [*TOKENS, TOKENS[0]], tmp_path / "c.jsonl"
+    asked, path = [*TOKENS, TOKENS[0]], tmp_path / "c.sqlite"
     first = reference_log_probs(student, asked, 100, path, lambda *done: said.append(done))
-    assert len(path.read_text().splitlines()) == sum(computed) == len(TOKENS)
+    assert sum(computed) == len(TOKENS)
     assert first[0] == first[-1] and said[-1] == (len(asked), len(asked))
     assert reference_log_probs(student, asked, 100, path) == first and sum(computed) == len(TOKENS)
 
 
 def test_packs_are_as_long_as_asked(student: LlamaForCausalLM, tmp_path: Path, computed: list[int]) -> None:
-    whole = reference_log_probs(student, TOKENS, 10_000, tmp_path / "a.jsonl")
-    assert reference_log_probs(student, TOKENS, 12, tmp_path / "b.jsonl") == pytest.approx(whole, abs=1e-5)
+    whole = reference_log_probs(student, TOKENS, 10_000, tmp_path / "a.sqlite")
+    assert reference_log_probs(student, TOKENS, 12, tmp_path / "b.sqlite") == pytest.approx(whole, abs=1e-5)
     assert computed[0] == len(TOKENS) and len(computed) > 3
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda line: line[:-9],
-        lambda line: "not json",
-        lambda line: json.dumps({**json.loads(line), "log_prob": -1.0}),
-        lambda line: json.dumps({**json.loads(line), "key": "0" * 16}),
-        lambda line: line.replace("log_prob", "logprob"),
-    ],
-    ids=["torn", "not-json", "altered-value", "altered-key", "other-field"],
-)
-def test_damaged_entries_are_computed_again(
-    student: LlamaForCausalLM, tmp_path: Path, computed: list[int], damage: Callable[[str], str]
+def test_a_kill_keeps_what_was_computed(student: LlamaForCausalLM, tmp_path: Path, computed: list[int]) -> None:
+    path = tmp_path / "c.sqlite"
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reference_log_probs(student, TOKENS, 12, path, stop)
+    (first,) = computed
+    reference_log_probs(student, TOKENS, 12, path)
+    assert 0 < first < len(TOKENS) == sum(computed)
+
+
+def test_a_value_that_was_not_a_number_is_computed_again(
+    student: LlamaForCausalLM, tmp_path: Path, computed: list[int]
 ) -> None:
-    path = tmp_path / "c.jsonl"
+    path = tmp_path / "c.sqlite"
     first = reference_log_probs(student, TOKENS, 100, path)
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:-1], damage(lines[-1])]))
-    assert len(ReferenceCache(path, weights_fingerprint(student)).values) == len(TOKENS) - 1
+    with closing(sqlite3.connect(path)) as database, database:
+        key = key_of(weights_fingerprint(student), TOKENS[0])
+        assert database.execute("UPDATE log_probs SET value = ? WHERE key = ?", (math.nan, key)).rowcount == 1
     computed.clear()
     assert reference_log_probs(student, TOKENS, 100, path) == pytest.approx(first, abs=1e-5) and computed == [1]
-    assert len(ReferenceCache(path, weights_fingerprint(student)).values) == len(TOKENS)
+
+
+def test_a_broken_file_is_one_line(student: LlamaForCausalLM, tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    path.write_text("no database " * 100)
+    with pytest.raises(StoreError, match=r"c\.sqlite: file is not a database; delete it"):
+        reference_log_probs(student, TOKENS, 100, path)
 
 
 def test_entries_of_another_model_are_not_used(student: LlamaForCausalLM, tmp_path: Path, computed: list[int]) -> None:
-    path = tmp_path / "c.jsonl"
+    path = tmp_path / "c.sqlite"
     reference_log_probs(student, TOKENS, 100, path)
     before = weights_fingerprint(student)
     with torch.no_grad():

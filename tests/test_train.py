@@ -33,7 +33,7 @@ def _finished(smoke_data: SmokeData, load_small_student, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "load_student", load_small_student)
-        patch.setattr(training, "REFERENCES", folder / "references.jsonl")
+        patch.setattr(training, "REFERENCES", folder / "references.sqlite")
         trained(smoke_data, folder / "run")
     return folder / "run"
 

@@ -3,9 +3,9 @@
 Reused across seeds, processes and runs. Knows nothing of what the values are for.
 """
 
-import json
-import math
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,38 +18,9 @@ from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.tokens import Tokens
 
 
-class ReferenceCache:
-    """A JSONL file of log-probabilities under one model, `base` being the fingerprint of its weights.
-
-    Lines that are torn, altered or of another model are passed over, so their values are computed again.
-    """
-
-    def __init__(self, path: Path, base: str):
-        self.path, self.base = path, base
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.values: dict[str, float] = {}
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                key, value, check = record["key"], float(record["log_prob"]), record["check"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if check == self._check(key, value) and math.isfinite(value):
-                self.values[key] = value
-        if text and not text.endswith("\n"):  # torn: the next line must not continue it
-            store.write(path, text + "\n")
-
-    def key(self, tokens: Tokens) -> str:
-        return fingerprint({"model": self.base, "ids": tokens.ids, "policy": tokens.policy})
-
-    def _check(self, key: str, value: float) -> str:
-        return fingerprint({"key": key, "value": repr(value)})
-
-    def add(self, sequences: Sequence[Tokens], log_probs: Sequence[float]) -> None:
-        new = dict(zip(map(self.key, sequences), log_probs, strict=True))
-        self.values |= new
-        store.append(self.path, ({"key": k, "log_prob": v, "check": self._check(k, v)} for k, v in new.items()))
+def key_of(base: str, tokens: Tokens) -> str:
+    """What a sequence's value is kept under; `base`: fingerprint of the model's weights."""
+    return fingerprint({"model": base, "ids": tokens.ids, "policy": tokens.policy})
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -69,12 +40,22 @@ def reference_log_probs(
     cache: Path,
     progress: ProgressCallback = lambda done, total: None,
 ) -> list[float]:
-    """Log-probability of each sequence under `model` as it stands, computed where the file `cache` has none."""
-    known = ReferenceCache(cache, weights_fingerprint(model))
-    missing = [s for s in {known.key(s): s for s in sequences}.values() if known.key(s) not in known.values]
-    before, device = len(sequences) - len(missing), next(model.parameters()).device
-    with torch.no_grad():
-        for tree, part in split_packs(missing, pack_tokens):
-            known.add(missing[part], sequence_log_probs(model, tree.to(device)).tolist())
-            progress(before + part.stop, len(sequences))
-    return [known.values[known.key(sequence)] for sequence in sequences]
+    """Log-probability of each sequence under `model` as it stands, computed where the SQLite file `cache` has none."""
+    base, device = weights_fingerprint(model), next(model.parameters()).device
+    keys = [key_of(base, sequence) for sequence in sequences]
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(sqlite3.connect(cache)) as database, torch.no_grad():
+            database.execute("CREATE TABLE IF NOT EXISTS log_probs (key TEXT PRIMARY KEY, value REAL)")
+            known = dict(database.execute("SELECT key, value FROM log_probs WHERE value IS NOT NULL"))  # NaN is NULL
+            missing = {key: sequence for key, sequence in zip(keys, sequences, strict=True) if key not in known}
+            names, before = [*missing], len(sequences) - len(missing)
+            for tree, part in split_packs([*missing.values()], pack_tokens):
+                new = [*zip(names[part], sequence_log_probs(model, tree.to(device)).tolist(), strict=True)]
+                with database:  # a transaction: a kill leaves all of it or nothing
+                    database.executemany("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", new)
+                known |= new
+                progress(before + part.stop, len(sequences))
+    except sqlite3.Error as error:
+        raise store.StoreError(f"cannot use {cache}: {error}; delete it to compute its values again") from None
+    return [known[key] for key in keys]

@@ -96,6 +96,22 @@ def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def token_log_probs(chains: Mapping[str, Sequence[tuple[str, float | None, float | None]]]) -> Figure:
+    """log p of each token of some chains, (text, before, after) by name; masked ones, with None, stand in grey."""
+    size = 1 + 0.13 * max(map(len, chains.values())), 2.6 * len(chains)
+    figure, panels = plt.subplots(len(chains), figsize=size, layout="constrained", squeeze=False)
+    for (name, tokens), axes in zip(chains.items(), panels[:, 0], strict=True):
+        own = [place for place, token in enumerate(tokens) if token[1] is not None]
+        for column, color, label in ((1, BEFORE, "before"), (2, AFTER, "after")):
+            axes.plot(own, [tokens[place][column] for place in own], ".", color=color, label=label)
+        texts = [text.strip().replace("$", r"\$") for text, *_ in tokens]
+        _finish(axes, name, {"ncol": 2}, xticks=range(len(tokens)), xticklabels=texts, ylabel="log-probability")
+        axes.tick_params(axis="x", labelrotation=90, labelsize=7)
+        for place, label in enumerate(axes.get_xticklabels()):
+            label.set_color("black" if place in own else MUTED)
+    return figure
+
+
 def accuracy(results: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Sound answers of each student per task (see `evaluation.compare`), with Wilson 95 % intervals."""
     axes = plt.subplots(figsize=(7, 0.9 + 0.85 * len(results)))[1]

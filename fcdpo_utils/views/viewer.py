@@ -26,12 +26,8 @@ def fragment(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]])
 
     def shown(student: str, chain: Chain) -> dict[str, Any]:
         steps = [[step.call, step.result, step.error] for step in chain.steps]
-        return {
-            "student": student.replace("_", " "),
-            "outcome": "sound" if chain.sound else chain.outcome,
-            "sound": chain.sound,
-            "steps": steps,
-        }
+        outcome, name = "sound" if chain.sound else chain.outcome, student.replace("_", " ")
+        return {"student": name, "outcome": outcome, "sound": chain.sound, "steps": steps}
 
     rows = [
         {name: getattr(problem, name) for name in ("id", "task", "level", "question", "answer")}
