@@ -481,9 +481,9 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
     lines = capfd.readouterr().out.splitlines()
     names = [line[3:21].strip() for line in lines]
     expected = ["python", "packages", "embedded student", "processor", "memory", "disk", "hub", "CPU products", "GPU"]
-    profiles = [f"profile {name}" for name in ("cpu", "l4-a10", "open", "paper", "regime", "smoke", "staged")]
+    profiles = [f"profile {name}" for name in ("cpu", "l4-a10", "open", "paper", "regime", "smoke")]
     profiles += ["profile t4-quick", "profile t4"]
-    assert names[:9] == expected and names[-9:] == profiles
+    assert names[:9] == expected and names[-8:] == profiles
     assert all(line.startswith(("ok ", "NO ")) for line in lines)
     assert "a CUDA GPU of 9 GB (layers not checkpointed from 45 GB on), mistralai/Mistral-7B" in lines[-1]  # t4
 
