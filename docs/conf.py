@@ -16,7 +16,8 @@ from sphinx.application import Sphinx
 from sphinx.cmd.build import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = "results architecture grouped-loss own-task teachers gpu hosted ci microchain history".split()
+SOLUTIONS = ROOT / "notebooks" / "solutions"
+PAGES = "results architecture grouped-loss own-task teachers gpu hosted ci teaching microchain history".split()
 
 project, author, root_doc = "fcdpo", "The fcdpo authors", "README"
 extensions = ["myst_nb"]
@@ -35,7 +36,9 @@ def _lead_to_all(app: Sphinx, name: str, source: list[str]) -> None:
     if name != root_doc:
         return
     notebooks = [f"notebooks/{path.stem}" for path in sorted(Path(app.srcdir, "notebooks").glob("*.ipynb"))]
-    for caption, pages in (("Notebooks", notebooks), ("Pages", [f"docs/{page}" for page in PAGES])):
+    solutions = [f"notebooks/solutions/{path.stem}" for path in sorted(SOLUTIONS.glob("*.ipynb"))]
+    pages_of = {"Notebooks": notebooks, "Pages": [f"docs/{page}" for page in PAGES], "Solutions": solutions}
+    for caption, pages in pages_of.items():
         source[0] += "\n".join([f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n", *pages, "```\n"])
 
 
@@ -62,7 +65,7 @@ def build(run: Path) -> int:
         source = Path(folder) / "source"
         shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "README.md", source)
-        (source / "notebooks").mkdir()
+        shutil.copytree(SOLUTIONS, source / "notebooks" / "solutions")  # as they are: the tests run them
         for path in sorted((run / "notebooks").glob("*.ipynb")):
             text = path.read_text(encoding="utf-8")
             made_in = json.loads(text)["metadata"].get("papermill", {}).get("parameters", {}).get("run_dir", "")
