@@ -16,7 +16,6 @@ from sphinx.application import Sphinx
 from sphinx.cmd.build import main
 
 ROOT = Path(__file__).resolve().parents[1]
-SOLUTIONS = ROOT / "notebooks" / "solutions"
 PAGES = "results architecture grouped-loss own-task teachers gpu hosted ci teaching microchain history".split()
 
 project, author, root_doc = "fcdpo", "The fcdpo authors", "README"
@@ -35,10 +34,13 @@ def _lead_to_all(app: Sphinx, name: str, source: list[str]) -> None:
     """The README is the first page; in the book it gets a table of contents."""
     if name != root_doc:
         return
-    notebooks = [f"notebooks/{path.stem}" for path in sorted(Path(app.srcdir, "notebooks").glob("*.ipynb"))]
-    solutions = [f"notebooks/solutions/{path.stem}" for path in sorted(SOLUTIONS.glob("*.ipynb"))]
-    pages_of = {"Notebooks": notebooks, "Pages": [f"docs/{page}" for page in PAGES], "Solutions": solutions}
-    for caption, pages in pages_of.items():
+
+    def made(folder: str) -> list[str]:
+        return [f"{folder}/{path.stem}" for path in sorted(Path(app.srcdir, folder).glob("*.ipynb"))]
+
+    parts = {"Notebooks": made("notebooks"), "Pages": [f"docs/{page}" for page in PAGES]}
+    parts["Solutions"] = made("notebooks/solutions")
+    for caption, pages in parts.items():
         source[0] += "\n".join([f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n", *pages, "```\n"])
 
 
@@ -65,7 +67,8 @@ def build(run: Path) -> int:
         source = Path(folder) / "source"
         shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "README.md", source)
-        shutil.copytree(SOLUTIONS, source / "notebooks" / "solutions")  # as they are: the tests run them
+        solutions = Path("notebooks", "solutions")
+        shutil.copytree(ROOT / solutions, source / solutions)  # as they are: the tests run them
         for path in sorted((run / "notebooks").glob("*.ipynb")):
             text = path.read_text(encoding="utf-8")
             made_in = json.loads(text)["metadata"].get("papermill", {}).get("parameters", {}).get("run_dir", "")

@@ -107,8 +107,8 @@ def token_log_probs(chains: Mapping[str, Sequence[tuple[str, float | None, float
         texts = [text.strip().replace("$", r"\$") for text, *_ in tokens]
         _finish(axes, name, {"ncol": 2}, xticks=range(len(tokens)), xticklabels=texts, ylabel="log-probability")
         axes.tick_params(axis="x", labelrotation=90, labelsize=7)
-        for place, label in enumerate(axes.get_xticklabels()):
-            label.set_color("black" if place in own else MUTED)
+        for label, (_, before, _) in zip(axes.get_xticklabels(), tokens, strict=True):
+            label.set_color(MUTED if before is None else "black")
     return figure
 
 
