@@ -67,7 +67,7 @@ CODE = [
     (
         "references of another model reused",
         "engine/references.py",
-        '{"model": self.base, "ids"',
+        '{"model": base, "ids"',
         '{"ids"',
         "test_references.py",
         "another_model",
