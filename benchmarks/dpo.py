@@ -2,6 +2,7 @@
 
     python benchmarks/dpo.py                       sizes k = l = 1, 2, 4, 8, 16; a table, a plot and a JSON file
     python benchmarks/dpo.py --sizes 8 --json F    one size
+    python benchmarks/dpo.py --to-accuracy         instead, what a user feels: held-out accuracy over minutes
 
 Same process, model, completions, pairs and mask for all three. Every time includes the reference log-probabilities
 and building the trainer. The embedded student on prompts and chains of the demo; `gpu.py` does the same at
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import to_accuracy
 import torch
 from datasets import disable_progress_bars
 from transformers import PreTrainedModel, PrinterCallback
@@ -36,7 +38,7 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import Completion, Pair, Preferences, PromptGroup
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import PreferenceSettings, Settings, StudentSettings
-from fcdpo_utils.students import load_student, quiet
+from fcdpo_utils.students import choose_dtype, load_student, quiet
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.teachers.scripted import ScriptedTeacher
 from fcdpo_utils.tokens import Tokens, encode_chat
@@ -262,21 +264,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_dpo.json"))
+    parser.add_argument("--json", type=Path, help="default: outputs/benchmark_dpo.json, or ..._to_accuracy.json")
+    parser.add_argument("--to-accuracy", action="store_true", help="accuracy over minutes; see to_accuracy.py")
+    parser.add_argument("--steps", type=int, default=32, help="of ours, two prompts each (--to-accuracy)")
+    parser.add_argument("--every", type=int, default=4, help="steps between evaluations (--to-accuracy)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[2, 4], help="pairs a step of TRL (--to-accuracy)")
+    parser.add_argument("--start", type=Path, help="an adapter to go on from (--to-accuracy)")
+    parser.add_argument("--set", nargs="+", default=[], help="settings, such as seed=1 (--to-accuracy)")
     options = parser.parse_args()
+    options.json = options.json or Path(f"outputs/benchmark_{'to_accuracy' if options.to_accuracy else 'dpo'}.json")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")  # transformers announces renamed settings at every run
     disable_progress_bars()
+    device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
+    device += f", SmolLM2-135M, {str(choose_dtype('auto')).removeprefix('torch.')}"
+    if options.to_accuracy:
+        return to_accuracy.main(options, device)
     model, tokenizer = load_student(StudentSettings())
     peak = product_flops(model.dtype)
-    device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
-    device += f", SmolLM2-135M, {str(model.dtype).removeprefix('torch.')}"
     print(f"{device}; measured matrix product: {peak / 1e12:.2f} TFLOP/s", flush=True)
     rows = []
     for size in options.sizes:
         with quiet():
             rows.append(measure_size(model, tokenizer, size, options.repeats, peak))
         print(rows[-1], flush=True)
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"device": device, "peak_flops": peak, "rows": rows}, indent=2) + "\n")
     if len(rows) > 1:
         plot(rows, options.json.with_suffix(".png"), device)

@@ -1,7 +1,9 @@
-"""The benchmark for GPUs, rehearsed on a small model: every part runs and every figure is there."""
+"""Benchmarks rehearsed on small models: every part runs and every figure is there."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT
+from fcdpo_utils.settings import StudentSettings
 
 
 @pytest.mark.nightly
@@ -32,3 +35,68 @@ def test_without_a_gpu_only_the_rehearsal_runs() -> None:
         pytest.skip("a CUDA device is here: python benchmarks/gpu.py runs")
     done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "no CUDA device here; --tiny rehearses on a CPU" in done.stderr
+
+
+def run(*command: str) -> str:
+    """What a benchmark prints."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_accuracy_over_minutes_ends_when_trl_had_as_many_steps_and_as_long(
+    tmp_path: Path, load_small_student: Callable[..., tuple]
+) -> None:
+    for part in load_small_student(StudentSettings()):
+        part.save_pretrained(tmp_path / "student")
+    sizes = "tasks={arithmetic: {train: 6, test: 3, levels: [2]}}"
+    small = [sizes, f"student.source={tmp_path / 'student'}", "student.dtype=float32", "evaluation.turn_tokens=8"]
+    options = ["--steps", "3", "--every", "2", "--batches", "2", "--json", str(tmp_path / "out.json"), "--set", *small]
+    assert "ours, on" in run("benchmarks/dpo.py", "--to-accuracy", *options)
+    report = store.read_json(tmp_path / "out.json")
+    ours, stock = report["runs"]["ours"], report["runs"]["TRL, 2 pairs a step"]
+    assert [row["step"] for row in ours] == [0, 2, 3] and ours[0]["pairs"] == 0 < ours[-1]["pairs"]
+    assert stock[-1]["seconds"] >= 4 * ours[-1]["seconds"] or (
+        stock[-1]["step"] >= 3 and stock[-1]["seconds"] >= ours[-1]["seconds"]
+    )
+    assert all(row["pairs"] == 2 * row["step"] for row in stock) and (tmp_path / "out.png").exists()
+    assert "ours, on" not in run("benchmarks/dpo.py", "--to-accuracy", *options)  # what is there is kept
+
+
+def test_the_ratio_is_of_the_times_to_the_same_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from to_accuracy import compared
+
+    def rows(*points: tuple[int, float, int]) -> list[dict[str, float]]:
+        return [{"step": step, "seconds": seconds, "sound": sound} for step, seconds, sound in points]
+
+    runs = {
+        "ours": rows((0, 1, 0), (4, 10, 1), (8, 20, 3)),
+        "TRL, 1": rows((0, 0, 0), (4, 12, 0), (8, 24, 1)),
+        "TRL, 2": rows((0, 0, 0), (4, 30, 2), (8, 60, 2)),
+    }
+    report = compared(runs, steps=8, total=10)
+    assert report["sound_after_as_many_steps"] == {"ours": 3, "TRL, 1": 1, "TRL, 2": 2}
+    assert report["sound_after_as_long"] == {"ours": 3, "TRL, 1": 1, "TRL, 2": 2}
+    assert report["seconds_to"] == {
+        "10 %": {"ours": 10, "TRL, 1": 24, "TRL, 2": 30, "ratio": 2.4},
+        "20 %": {"ours": 20, "TRL, 1": None, "TRL, 2": 30, "ratio": 1.5},
+        "30 %": {"ours": 20, "TRL, 1": None, "TRL, 2": None, "ratio": None},
+    }
+
+
+def test_without_llama_cpp_its_benchmark_says_so_in_one_line(tmp_path: Path) -> None:
+    there = tmp_path / "python"
+    printed = run("benchmarks/rollouts.py", "--llama-python", str(there), "--json", str(tmp_path / "out.json"))
+    assert printed == f"llama.cpp: skipped, {there} cannot import llama_cpp (pip install llama-cpp-python)\n"
+
+
+LLAMA = "FCDPO_LLAMA_PYTHON"
+
+
+@pytest.mark.skipif(LLAMA not in os.environ, reason=f"{LLAMA} names no Python that has llama-cpp-python")
+def test_llama_cpp_says_the_same_in_a_batch_as_alone(tmp_path: Path) -> None:
+    options = ["--llama-python", os.environ[LLAMA], "--llama-batches", "1", "4", "--json", str(tmp_path / "out.json")]
+    run("benchmarks/rollouts.py", *options)
+    alone, batch = store.read_json(tmp_path / "out.json")["rows"]
+    assert alone["same_first_turns"] > 0 and 0 <= batch["outside"] < 1 and batch["ratio"] > 0
