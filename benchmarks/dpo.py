@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--to-accuracy", action="store_true", help="accuracy over minutes; see to_accuracy.py")
     parser.add_argument("--steps", type=int, default=32, help="of ours, two prompts each (--to-accuracy)")
     parser.add_argument("--every", type=int, default=4, help="steps between evaluations (--to-accuracy)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[2, 4], help="pairs a step of TRL (--to-accuracy)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="pairs a step of TRL (--to-accuracy)")
     parser.add_argument("--start", type=Path, help="an adapter to go on from (--to-accuracy)")
     parser.add_argument("--set", nargs="+", default=[], help="settings, such as seed=1 (--to-accuracy)")
     options = parser.parse_args()

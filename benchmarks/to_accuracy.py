@@ -1,6 +1,6 @@
 """Held-out accuracy over minutes of training: ours with all pairs of a prompt, stock TRL with pairs that it samples.
 
-    python benchmarks/dpo.py --to-accuracy [--batches 2 4] [--start ADAPTER] [--set training.sft_weight=0 seed=1]
+    python benchmarks/dpo.py --to-accuracy [--batches 1 2] [--start ADAPTER] [--set training.sft_weight=0 seed=1]
 
 The same student, chains (of the profile `ablations`), loss and rates; the rate stays constant, so that a curve may be
 cut anywhere. TRL, with each of `--batches` pairs a step, goes on until it has made as many steps as ours and taken as

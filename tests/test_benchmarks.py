@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fcdpo_utils import store
+from fcdpo_utils.engine.decoding import PendingTokens
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.settings import StudentSettings
 
@@ -91,12 +92,79 @@ def test_without_llama_cpp_its_benchmark_says_so_in_one_line(tmp_path: Path) -> 
     assert printed == f"llama.cpp: skipped, {there} cannot import llama_cpp (pip install llama-cpp-python)\n"
 
 
+FAKE_LLAMA_CPP = """
+import ctypes
+
+texts, outputs = {}, {}  # by sequence; by place in the batch
+
+class Batch: ...
+
+def llama_batch_init(size, *_):
+    batch = Batch()
+    batch.token, batch.pos, batch.logits, batch.n_seq_id = ([0] * size for _ in range(4))
+    batch.seq_id = [[0] for _ in range(size)]
+    return batch
+
+def llama_decode(context, batch):
+    for place in range(batch.n_tokens):
+        text = texts.setdefault(batch.seq_id[place][0], [])
+        if batch.pos[place] != len(text):
+            return -1  # as llama.cpp: positions of a sequence follow each other
+        text.append(batch.token[place])
+        outputs[place] = (ctypes.c_float * 97)()
+        outputs[place][sum(i * token for i, token in enumerate(text, 1)) % 97] = 1
+    return 0
+
+def llama_get_logits_ith(context, place):
+    return ctypes.cast(outputs[place], ctypes.POINTER(ctypes.c_float))
+
+def llama_memory_seq_rm(memory, sequence, start, end):
+    del texts.setdefault(sequence, [])[max(start, 0):]
+
+def llama_memory_seq_cp(memory, source, target, start, end):
+    texts[target] = list(texts[source])
+
+llama_memory_clear = lambda *_: texts.clear()
+llama_vocab_n_tokens = lambda _: 97
+llama_context_default_params = Batch
+llama_log_callback = lambda function: function
+
+def __getattr__(name):
+    return lambda *_: None
+"""
+
+
+def test_llama_cpp_is_fed_the_tokens_of_each_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from rollouts import LlamaEngine
+
+    (tmp_path / "llama_cpp.py").write_text(FAKE_LLAMA_CPP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, str(ROOT / "benchmarks" / "llama_peer.py"), "m.gguf", "1", "3", "64", "unified"]
+
+    def expected(*texts: list[int]) -> list[int]:
+        return [sum(i * token for i, token in enumerate([5, 6, *text], 1)) % 97 for text in texts]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        engine = LlamaEngine(peer, [], None, [5, 6])
+
+        def said(*chains: PendingTokens) -> list[int]:
+            return engine.feed(chains).argmax(-1).tolist()
+
+        a, b, c = (PendingTokens(pending=ids) for ids in ([1, 2, 3], [4], [7, 8]))
+        assert said(a, b, c) == expected([1, 2, 3], [4], [7, 8]) and (a.cached, a.pending) == (3, [])
+        engine.move([2], [0])  # a is finished, c takes its place
+        c.pending, b = [9], PendingTokens(pending=[10, 11])  # and another chain that of b
+        assert said(c, b) == expected([7, 8, 9], [10, 11])
+        peer.stdin.close()
+
+
 LLAMA = "FCDPO_LLAMA_PYTHON"
 
 
 @pytest.mark.skipif(LLAMA not in os.environ, reason=f"{LLAMA} names no Python that has llama-cpp-python")
-def test_llama_cpp_says_the_same_in_a_batch_as_alone(tmp_path: Path) -> None:
+def test_llama_cpp_answers_as_our_engine_does(tmp_path: Path) -> None:
     options = ["--llama-python", os.environ[LLAMA], "--llama-batches", "1", "4", "--json", str(tmp_path / "out.json")]
     run("benchmarks/rollouts.py", *options)
-    alone, batch = store.read_json(tmp_path / "out.json")["rows"]
-    assert alone["same_first_turns"] > 0 and 0 <= batch["outside"] < 1 and batch["ratio"] > 0
+    for row in store.read_json(tmp_path / "out.json")["rows"]:
+        assert row["same_first_turns"] > 0 and 0 <= row["outside"] < 1 and row["ratio"] > 0
