@@ -69,12 +69,8 @@ class Decoder:
         return [int(np.ctypeslib.as_array(row, (self.vocabulary,)).argmax()) for row in logits]
 
 
-@cpp.llama_log_callback
-def silent(*_: object) -> None:
-    """llama.cpp tells much of itself."""
-
-
 if __name__ == "__main__":
+    silent = cpp.llama_log_callback(lambda *_: None)  # it tells much of itself
     cpp.llama_log_set(silent, None)
     cpp.llama_backend_init()
     decoder = Decoder(sys.argv[1], *map(int, sys.argv[2:5]), unified=sys.argv[5] == "unified")
