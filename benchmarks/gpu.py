@@ -53,9 +53,10 @@ from fcdpo_utils.pipeline.manifest import commit
 from fcdpo_utils.preferences import Pair, PromptGroup
 from fcdpo_utils.problems import Problem
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import embedded_student, four_bit, free_memory, known_students, quiet
+from fcdpo_utils.students import embedded_student, four_bit, free_memory, quiet
 from fcdpo_utils.tokens import Tokens, encode_text, render
 from fcdpo_utils.trainer import curve
+from fcdpo_utils.weights import known_students
 
 DEVICE = "cuda" if CUDA else "cpu"
 CHAINS = 8  # correct ones of a prompt, and as many incorrect ones

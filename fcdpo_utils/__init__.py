@@ -20,7 +20,8 @@ become pairs and a loss,
 train a student,
 
     plain        log-probabilities and decoding, one sequence and one token at a time
-    students     loading a model; 4 bits, number formats
+    weights      which weights a student has, number formats
+    students     loading a model; 4 bits
     dataset      prompt groups as a data set
     trainer      TRL's trainer with the grouped loss
     train        one student trained, from preference data to adapter

@@ -19,9 +19,9 @@ from fcdpo_utils.fingerprint import code_of, fingerprint
 from fcdpo_utils.plain import Engine, ProgressCallback, Sampling
 from fcdpo_utils.problems import TASKS, Problem, rooms_of
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import student_fingerprint
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.tokens import Message
+from fcdpo_utils.weights import student_fingerprint
 
 
 def prompts_of(problems: Sequence[Problem], settings: Settings) -> dict[str, list[Message]]:
@@ -68,7 +68,7 @@ class Evaluation:
         self, problems: Sequence[Problem], settings: Settings, path: Path, engine: Engine, adapter: Path | None = None
     ):
         self.problems, self.settings, self.path, self.engine = problems, settings, path, engine
-        rooms = rooms_of(problem.task for problem in problems)
+        rooms = ["fcdpo_utils.students", *rooms_of(problem.task for problem in problems)]  # how it is loaded counts
         parts = {"code": code_of(__name__, engine.__name__, *rooms), "evaluation": settings.evaluation.model_dump()}
         self.keys = keys_of(problems, settings, student=student_fingerprint(settings.student, adapter), **parts)
         found = current(path, lambda record: record["key"] == self.keys.get(record["problem_id"]))

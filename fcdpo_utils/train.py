@@ -21,9 +21,10 @@ from fcdpo_utils.fingerprint import CACHE, code_of, fingerprint
 from fcdpo_utils.plain import Engine, Progress
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import ADAPTER_FILE, describe, free_memory, load_student, student_fingerprint
+from fcdpo_utils.students import describe, free_memory, load_student
 from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
 from fcdpo_utils.trainer import StepProgress, build_trainer, curve, distributed_state, last_checkpoint
+from fcdpo_utils.weights import ADAPTER_FILE, student_fingerprint
 
 REFERENCES = CACHE / "reference_log_probs.sqlite"
 

@@ -23,11 +23,11 @@ from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.preferences import Completion, Preferences, PromptGroup, build_preferences
 from fcdpo_utils.problems import Problem, make_problems
 from fcdpo_utils.settings import PreferenceSettings, Settings
-from fcdpo_utils.students import known_students
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.tokens import Message, Tokens
 from fcdpo_utils.trainer import build_trainer, lora_config
+from fcdpo_utils.weights import known_students
 
 
 def chain(prompt: int, *tail: int) -> Tokens:

@@ -16,10 +16,10 @@ from fcdpo_utils.lab.settings import VariantSettings, load_settings
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.problems import make_problems, save_problems
 from fcdpo_utils.settings import Settings, SettingsError
-from fcdpo_utils.students import ADAPTER_FILE
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.train import TrainingSummary
+from fcdpo_utils.weights import ADAPTER_FILE
 
 QUESTIONS = {"augmentation", "loss", "label", "mask", "chains", "beta", "LoRA rank", "weights"}
 

@@ -13,12 +13,12 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import Preferences, build_preferences
 from fcdpo_utils.problems import TASKS, Problem, load_problems, make_problems, save_problems
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import ADAPTER_FILE
 from fcdpo_utils.teacher import Admit, OnSample, SampleRequest, Teacher
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains as make_chains_with
 from fcdpo_utils.tokens import encode_chat
 from fcdpo_utils.train import tokenise
+from fcdpo_utils.weights import ADAPTER_FILE
 
 SMOKE = load_settings("smoke")
 SHORT = load_settings("smoke", ["evaluation.turn_tokens=8", "limits.calls=2"])

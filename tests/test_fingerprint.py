@@ -1,7 +1,10 @@
 """One rule for what is up to date: code room by room, model bytes and the number format, and nothing else."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,11 @@ from fcdpo_utils.fingerprint import content_of, fingerprint
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.settings import StudentSettings
-from fcdpo_utils.students import ADAPTER_FILE, student_fingerprint
 from fcdpo_utils.teachers import build_teacher, making
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.tokens import Tokens
 from fcdpo_utils.train import training_fingerprint
+from fcdpo_utils.weights import ADAPTER_FILE, student_fingerprint
 
 
 @pytest.fixture
@@ -68,6 +71,24 @@ def test_the_number_format_is_part_of_a_student() -> None:
     names = [student_fingerprint(StudentSettings(dtype=dtype)) for dtype in ("float32", "bfloat16")]
     assert len(set(names)) == 2
     assert student_fingerprint(StudentSettings(dtype="float32", four_bit=True)) not in names
+
+
+def test_what_is_up_to_date_is_told_without_loading_torch(tmp_path: Path) -> None:
+    """A run asks before every stage. Where torch may have a GPU, only torch knows what "auto" is."""
+    (tmp_path / "cpu_dtype").write_text("bfloat16")
+    dtype = "auto" if fingerprints.package_versions()["torch"].endswith("+cpu") else "bfloat16"
+    code = f"""
+import sys
+from pathlib import Path
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.pipeline import cli, manifest
+settings = load_settings("smoke", ["student.dtype={dtype}"])
+parts = [manifest.fingerprint(spec, settings, Path({str(tmp_path)!r})) for spec in manifest.STAGES]
+print(sum("student" in each for each in parts), sys.modules.keys() & {{"torch", "peft"}})"""
+    environment = os.environ | {"FCDPO_CACHE": str(tmp_path)}
+    options = {"capture_output": True, "text": True, "env": environment, "cwd": fingerprints.ROOT}
+    done = subprocess.run([sys.executable, "-c", code], check=False, **options)
+    assert (done.stdout, done.stderr) == ("2 set()\n", "")
 
 
 def test_copied_weights_are_the_same_and_a_changed_byte_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

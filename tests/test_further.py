@@ -17,9 +17,9 @@ from fcdpo_utils.onpolicy import preference_data
 from fcdpo_utils.pipeline import baselines, manifest, runner
 from fcdpo_utils.pipeline.runner import StageError
 from fcdpo_utils.problems import load_problems
-from fcdpo_utils.students import ADAPTER_FILE
 from fcdpo_utils.teachers.own import prepare
 from fcdpo_utils.train import train_student
+from fcdpo_utils.weights import ADAPTER_FILE
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FURTHER = {spec.name[:2]: spec for spec in manifest.FURTHER}

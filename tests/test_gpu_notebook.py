@@ -15,7 +15,7 @@ from runs import ROOT
 
 from fcdpo_utils.engine.memory import MARGIN, ModelDims, TrainingMemory
 from fcdpo_utils.lab.settings import load_settings
-from fcdpo_utils.students import known
+from fcdpo_utils.weights import known
 
 NOTEBOOK = ROOT / "notebooks" / "00_run_on_a_gpu.ipynb"
 

@@ -28,9 +28,10 @@ from fcdpo_utils.engine.trees import build_tree
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import PromptGroup
 from fcdpo_utils.settings import TrainingSettings
-from fcdpo_utils.students import four_bit, known_students
+from fcdpo_utils.students import four_bit
 from fcdpo_utils.tokens import Tokens
 from fcdpo_utils.trainer import build_trainer, float32_adapters, lora_config
+from fcdpo_utils.weights import known_students
 
 MISTRAL = dims_of("mistral-7b")
 GB = 10**9

@@ -21,7 +21,8 @@ import pytest
 from runs import ROOT
 
 from fcdpo_utils import store
-from fcdpo_utils.students import choose_dtype, embedded_student
+from fcdpo_utils.students import embedded_student
+from fcdpo_utils.weights import choose_dtype
 
 pytestmark = pytest.mark.slow
 PROBLEMS, SAMPLES = 6, 5
@@ -53,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("transformers"), "serve", folder, "--device", "cpu"]
-    dtype = str(choose_dtype("auto")).removeprefix("torch.")  # the other one is slow on some processors
+    dtype = choose_dtype("auto")  # the other one is slow on some processors
     command += ["--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
     log = open(folder.parent / "log", "w")  # noqa: SIM115
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # it answers in threads of its own

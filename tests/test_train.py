@@ -15,9 +15,9 @@ from fcdpo_utils.pipeline import train as command
 from fcdpo_utils.preferences import Preferences, load_preferences, save_preferences
 from fcdpo_utils.problems import save_problems
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import ADAPTER_FILE
 from fcdpo_utils.train import TrainingSummary, train_student, training_fingerprint
 from fcdpo_utils.trainer import GroupedDPOTrainer, last_checkpoint
+from fcdpo_utils.weights import ADAPTER_FILE
 
 FAST = ["student.dtype=float32"]
 SETTINGS = load_settings("smoke", [*FAST, "training.sft_weight=0"])

@@ -16,6 +16,7 @@ from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.lab.settings import PROFILES, load_settings
 from fcdpo_utils.pipeline.manifest import machine
 from fcdpo_utils.settings import Settings
+from fcdpo_utils.weights import PRODUCT, choose_dtype, known, product_seconds
 
 DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
 Finding = tuple[str, str, bool]  # what was looked at, what was found, and whether a run can do with it
@@ -55,17 +56,14 @@ def _hub() -> str:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    from fcdpo_utils.students import PRODUCT, product_seconds
-
-    times = {str(d).removeprefix("torch."): product_seconds(d) for d in (torch.float32, torch.bfloat16)}
+    times = {dtype: product_seconds(dtype) for dtype in ("float32", "bfloat16")}
     speeds = ", ".join(f"{name} {2 * math.prod(PRODUCT) / seconds / 1e12:.2f}" for name, seconds in times.items())
     yield "CPU products", f"{speeds} TFLOP/s; training uses {min(times, key=times.__getitem__)}", True
     if not torch.cuda.is_available():
         yield "GPU", "none; the embedded student trains on the CPU", True
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        kind = "bfloat16" if gpu.major >= 8 else "float16"
-        yield "GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, trains in {kind}", True
+        yield "GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, trains in {choose_dtype('auto')}", True
 
 
 def _needs(settings: Settings) -> str:
@@ -82,7 +80,6 @@ def _needs(settings: Settings) -> str:
 def _memory(settings: Settings) -> str:
     """What the memory model tells of training a known student in 4 bits, in words; nothing for another student."""
     from fcdpo_utils.engine.memory import MARGIN, ModelDims, TrainingMemory
-    from fcdpo_utils.students import known
 
     student, training = known(settings.student.source), settings.training
     if student is None:

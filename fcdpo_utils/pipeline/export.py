@@ -18,6 +18,7 @@ from fcdpo_utils.pipeline import baselines, manifest, publish
 from fcdpo_utils.pipeline.stage import format_seconds, record_path
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.views import viewer
+from fcdpo_utils.weights import known
 
 _FIGURES = {
     "accuracy.png": "Sound answers on held-out problems, with 95 % intervals",
@@ -99,8 +100,6 @@ def export(run_dir: Path, merged: bool = False) -> list[Path]:
 
 def _facts(run_dir: Path) -> dict[str, Any]:
     """What the cards say besides results: of each setting, what the stage was run with that used it."""
-    from fcdpo_utils.students import known  # slow to import
-
     teacher, data = (manifest.recorded_settings(run_dir, stage) for stage in ("02", "03"))
     made = {"teacher": teacher.teacher, "tasks": data.tasks, "preferences": data.preferences}
     settings = manifest.recorded_settings(run_dir, "04").model_copy(update=made)

@@ -21,6 +21,7 @@ from fcdpo_utils.fingerprint import ROOT, code_behind, package_versions
 from fcdpo_utils.lab.settings import RunSettings
 from fcdpo_utils.pipeline.stage import record_path
 from fcdpo_utils.problems import TASKS, rooms_of
+from fcdpo_utils.weights import student_fingerprint
 
 NAME = "manifest.json"
 NOTEBOOKS = ROOT / "notebooks"
@@ -100,11 +101,7 @@ def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[s
         models["teacher"] = teacher.student, teacher.adapter and Path(teacher.adapter)
     if settings.warm_up.adapter:
         models["warm_up"] = settings.student, Path(settings.warm_up.adapter)
-    for name in models.keys() & spec.settings:
-        from fcdpo_utils.students import student_fingerprint  # slow to import, and only a model needs it
-
-        parts[name] = student_fingerprint(*models[name])
-    return parts
+    return parts | {name: student_fingerprint(*models[name]) for name in models.keys() & spec.settings}
 
 
 def setting_digest(value: Any) -> str:

@@ -17,8 +17,8 @@ from fcdpo_utils.fingerprint import code_of, fingerprint
 from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.problems import Problem, rooms_of
 from fcdpo_utils.settings import Settings, TeacherSettings
-from fcdpo_utils.students import student_fingerprint
 from fcdpo_utils.teacher import Sample, SampleRequest, Teacher, TeacherError
+from fcdpo_utils.weights import student_fingerprint
 
 Place = tuple[str, int]  # of a sample: its problem's id, and its number
 _HOW_MANY = {"samples", "min_per_label", "concurrency", "max_chains", "max_tokens", "max_cost", "prices"}
