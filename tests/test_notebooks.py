@@ -119,16 +119,24 @@ def test_a_notebook_ends_with_recap_and_exercises(notebook: dict) -> None:
     assert titles == ["Record results", "Recap", "Exercises"]
 
 
+def test_five_questions_before_the_exercises_have_folded_answers(notebook: dict) -> None:
+    texts = cells(notebook, "markdown")
+    (place,) = (place for place, text in enumerate(texts) if text.startswith("### Five questions"))
+    assert texts[place + 1].startswith("## Exercises")
+    folded = r"<details><summary>(\d)\. [^\n]+\?(?: \([^\n]+\))?</summary>\n\n[^\n]{20,}\n\n</details>"
+    assert re.findall(folded, texts[place]) == [*"12345"] and texts[place].count("<details>") == 5
+
+
 def test_the_completion_record_is_the_last_code_cell(notebook: dict) -> None:
     assert "stage.record(" in cells(notebook, "code")[-1]
 
 
 def test_no_helper_is_copied_between_notebooks() -> None:
     names: dict[str, str] = {}
-    for path in NOTEBOOKS:
+    for path in [*NOTEBOOKS, *NOTEBOOKS[0].parent.glob("solutions/*.ipynb")]:
         for source in cells(json.loads(path.read_text(encoding="utf-8")), "code"):
             code = "\n".join(line for line in source.splitlines() if not line.strip().startswith(("!", "%")))
             for node in ast.walk(ast.parse(code)) if "COLAB" not in code else ():
                 if isinstance(node, ast.FunctionDef):
-                    assert node.name not in names, f"{node.name} is in {names[node.name]} and in {path.stem}"
-                    names[node.name] = path.stem
+                    assert node.name not in names, f"{node.name} is in {names[node.name]} and in {path}"
+                    names[node.name] = str(path)
