@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import papermill
 import pytest
 from runs import fcdpo
 
@@ -57,6 +58,16 @@ def test_the_out_of_distribution_sets_are_checked_for_contamination_and_compared
     assert made["sets"]["ordering"]["n"] == 2 and made["chat"]["n"] >= 20
     overlaps = [found for by_set in made["contamination"].values() for found in by_set.values()]
     assert len(overlaps) == 2 * 3 and not any(found["duplicates"] for found in overlaps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["06", "07", "09"])
+def test_the_answers_to_their_exercises_run(further_run: Path, tmp_path: Path, number: str) -> None:
+    name = f"{FURTHER[number].name}.ipynb"
+    parameters = {"profile": "smoke", "run_dir": str(further_run)}
+    papermill.execute_notebook(
+        NOTEBOOKS / "solutions" / name, tmp_path / name, parameters, cwd=str(tmp_path), progress_bar=False
+    )
 
 
 @pytest.mark.slow
