@@ -57,10 +57,12 @@ def pages(book: Path) -> dict[Path, Links]:
 
 
 def test_it_holds_the_executed_notebooks_and_every_page(book: Path, smoke_run: Path) -> None:
-    assert (book / "index.html").exists()
-    for path in [*smoke_run.glob("notebooks/*.ipynb"), *ROOT.glob("docs/*.md")]:
-        made = book / path.parent.name / f"{path.stem}.html"
-        assert made.exists() and f'href="{path.parent.name}/{path.stem}.html"' in (book / "index.html").read_text()
+    index = (book / "index.html").read_text()
+    sources = [*smoke_run.glob("notebooks/*.ipynb"), *ROOT.glob("docs/*.md")]
+    made = [f"{path.parent.name}/{path.stem}.html" for path in sources]
+    made += [f"notebooks/solutions/{path.stem}.html" for path in ROOT.glob("notebooks/solutions/*.ipynb")]
+    for page in made:
+        assert (book / page).exists() and f'href="{page}"' in index, page
     text = (book / "notebooks" / "05_evaluation_and_plots.html").read_text()
     assert "cell_output" in text and "_images/" in text and "COLAB_RELEASE_TAG" not in text
 
