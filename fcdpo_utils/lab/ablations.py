@@ -18,7 +18,7 @@ from fcdpo_utils.onpolicy import preference_data
 from fcdpo_utils.plain import Progress
 from fcdpo_utils.problems import load_problems
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import ModelError, free_memory, load_student
+from fcdpo_utils.students import free_memory, load_student
 from fcdpo_utils.teachers.own import Start, prepare
 from fcdpo_utils.train import TrainingSummary, drop_checkpoints, train_student
 
@@ -55,7 +55,7 @@ def run_variants(settings: RunSettings, run_dir: Path, progress: Progress) -> It
         place = f"variant {number}/{len(variants)} ({variant.name})"
         try:
             result = _run(variant, settings, start, run_dir, lambda label, place=place: progress(f"{place}: {label}"))
-        except (ValueError, ModelError) as error:
+        except ValueError as error:
             if variant is FULL:
                 raise
             result = VariantResult(variant, None, [], failure=" ".join(str(error).split()))

@@ -97,6 +97,8 @@ def _add_own(command: Callable[..., ArgumentParser], *shared: ArgumentParser) ->
         return lambda **options: getattr(import_module(f"fcdpo_utils.pipeline.{room}"), name)(**options)
 
     of_run, settings, of_profile = shared
+    text = "the training of a run on several GPUs, each with its share: start it by accelerate launch"
+    command("train", late("train", "train"), text, of_profile)
     command("plan", late("plan", "plan"), "prompts, tokens and price of a run, before a teacher is asked", of_profile)
     task = command("task", late("plan", "check_task"), "check a task of your own, whose file is run: it is your code")
     task.add_argument("what", choices=["check"])

@@ -122,13 +122,10 @@ def public_name(source: str) -> str:
 
 def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
     """The whole student in bf16, adapter included, as transformers, vLLM and llama.cpp's converter read it."""
-    from fcdpo_utils.students import ModelError, load_student, quiet
+    from fcdpo_utils.students import load_student, quiet
 
-    try:
-        student = settings.student.model_copy(update={"four_bit": False, "dtype": "bfloat16"})
-        model, tokenizer = load_student(student, adapter)
-    except ModelError as error:
-        raise ValueError(str(error)) from None
+    student = settings.student.model_copy(update={"four_bit": False, "dtype": "bfloat16"})
+    model, tokenizer = load_student(student, adapter)
     with quiet():
         # each file is copied in memory before it is written: a 7B model and its copy would not fit beside each other
         model.merge_and_unload().save_pretrained(folder, max_shard_size="2GB")
