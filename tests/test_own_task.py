@@ -308,7 +308,7 @@ def test_a_profile_may_be_a_file_and_names_tasks_beside_it(tmp_path: Path) -> No
     assert make_problems("shipping", settings.tasks["shipping"], 0)
     folder = open_run_dir(str(tmp_path / "mine.yaml"))
     assert folder == manifest.ROOT / "outputs" / "mine"
-    (folder / "progress.json").unlink()
+    (folder / "progress.txt").unlink()
     folder.rmdir()
 
 

@@ -13,10 +13,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import IPython
+import nbformat
 import pytest
 from browser import measured, needs_chromium
 from datasets import load_dataset
+from nbclient import NotebookClient
 from runs import FCDPO, fcdpo
 
 from fcdpo_utils import store
@@ -521,14 +525,96 @@ def test_a_relative_run_directory_is_where_the_caller_is(tmp_path: Path, monkeyp
     assert (tmp_path / "here" / "01_record.json").exists()
 
 
-def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 20.0])
-    stage = start_stage("02_teacher_chains", "smoke", str(tmp_path))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    report = stage.progress("chains")
-    report(91, 100)
-    report(92, 100)
-    assert json.loads((tmp_path / "progress.json").read_text())["left_seconds"] == 80
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Its only value is what stages take for the time, in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(stage, "time", SimpleNamespace(time=lambda: now[0]))
+    return now
+
+
+def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, clock: list[float]) -> None:
+    report = start_stage("02_teacher_chains", "smoke", str(tmp_path)).progress("chains")
+    for clock[0], done in ((10.0, 91), (20.0, 92)):
+        report(done, 100, "36 % sound")
+    text = (tmp_path / stage.PROGRESS).read_text()
+    assert re.fullmatch(r"chains \|#+\d? *\| 92/100, 36 % sound, 01:20 left", text) and len(text) == 56
+
+
+def test_what_a_stage_prints_of_its_progress_is_one_line_without_times(
+    tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = start_stage("02_teacher_chains", "smoke", str(tmp_path)).progress("chains")
+    for clock[0] in range(0, 400, 40):
+        report(1 + int(clock[0]) // 40, 10, "36 % sound")
+    assert capsys.readouterr().out == "chains 10/10, 36 % sound\n"
+
+
+def test_an_open_notebook_shows_a_bar_that_leaves_the_line_alone(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text in one place, which IPython's display updates; papermill's notebooks print."""
+    shown: list[str] = []
+    place = SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+    monkeypatch.setattr(IPython.display, "display", lambda display_id: place)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=None, user_ns={"In": []}))
+    bars = start_stage("02_teacher_chains", "smoke", str(tmp_path))
+    report = bars.progress("chains")
+    for done, clock[0] in ((1, 1.0), (2, 1.1), (3, 2.0), (4, 2.1)):
+        report(done, 4)
+    assert [text.split("|")[-1] for text in shown] == [" 1/4, 00:03 left", " 3/4, 00:00 left", "chains 4/4"]
+    monkeypatch.setenv(stage.RUN_TOKEN, "of a run")
+    bars.progress("chains")(4, 4)
+    assert len(shown) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [None, "of a run"], ids=["by hand", "a run"])
+def test_a_real_notebook_stores_the_line_and_neither_times_nor_widgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    source = (
+        "import time\nfrom fcdpo_utils.pipeline.stage import start_stage\n"
+        f"report = start_stage('02_teacher_chains', 'smoke', {str(tmp_path)!r}).progress('chains')\n"
+        "for done in (1, 2, 3):\n    time.sleep(0.3)\n    report(done, 3, 'all sound')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(stage.RUN_TOKEN, token) if token else monkeypatch.delenv(stage.RUN_TOKEN, raising=False)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    done = NotebookClient(notebook, kernel_name="python3").execute()
+    (output,) = done.cells[0].outputs
+    text = output["text"] if token else output["data"]
+    assert text == ("chains 3/3, all sound\n" if token else {"text/plain": "chains 3/3, all sound"})
+    assert "widgets" not in done.metadata
+
+
+class Ending:
+    """A process that ends after it was looked at so often."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    def poll(self) -> int | None:
+        self.looks -= 1
+        return None if self.looks >= 0 else 0
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["a terminal", "a log"])
+def test_a_terminal_has_a_bar_and_a_log_a_line_now_and_then(
+    tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((70, 24)))
+    bar = "chains |#####     | 1200/2400, 36 % sound, 00:38 left"
+    runner._watch(Ending(2), "[2/5] 02_teacher_chains", tmp_path, 2400)
+    (tmp_path / stage.PROGRESS).write_text(bar)
+    runner._watch(Ending(3), "[2/5] 02_teacher_chains", tmp_path, 2400)
+    said = capsys.readouterr().out
+    waiting, working = "[2/5] 02_teacher_chains: running, then about 40 min", f"[2/5]: {bar}, then about 40 min"
+    if terminal:
+        assert said == 2 * f"\r\x1b[K{waiting}" + 3 * f"\r\x1b[K{working[:69]}"  # never wraps: one line, drawn anew
+    else:
+        assert said == f"{waiting}\n{working}\n"
 
 
 def test_a_run_by_hand_writes_where_a_pipeline_run_would(tmp_path: Path) -> None:

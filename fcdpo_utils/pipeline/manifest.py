@@ -43,15 +43,17 @@ STAGES = tuple(spec for spec in _ALL if spec.needs is None)
 FURTHER = tuple(spec for spec in _ALL if spec.needs is not None)  # beyond the pipeline
 
 
-def head(settings: RunSettings) -> dict[str, Any]:
-    """What a run is made of: everything in a manifest but its stages."""
-    version = commit()
+def head(settings: RunSettings, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a run is made of: everything in a manifest but its stages. "set": the overrides that stages depend on."""
+    version, groups = commit(), {group for spec in STAGES for group in spec.settings}
+    changed = dict(override.split("=", 1) for override in overrides if re.split("[.=]", override)[0] in groups)
     return {
         "commit": version.removesuffix("-dirty"),
         "dirty": version.endswith("-dirty"),
         "profile": settings.profile,
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json"),
+        "set": changed,
         "python": platform.python_version(),
         "packages": package_versions(),
         "machine": machine(),
@@ -121,6 +123,13 @@ def recorded_settings(run_dir: Path, stage: str) -> RunSettings:
 def source_of(cell: dict[str, Any]) -> str:
     """The text of a notebook cell, which is stored as one string or as lines."""
     return "".join(cell["source"])
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested values by dotted name."""
+    if not isinstance(value, dict):
+        return {name[1:]: value}
+    return {key: leaf for part, inner in value.items() for key, leaf in flat(inner, f"{name}.{part}").items()}
 
 
 def differing(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

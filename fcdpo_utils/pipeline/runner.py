@@ -7,10 +7,10 @@ nothing of what they compute.
 
 import ast
 import ctypes
-import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.lab.settings import RunSettings, load_settings
 from fcdpo_utils.pipeline import manifest
-from fcdpo_utils.pipeline.stage import PARAMETERS, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
+from fcdpo_utils.pipeline.stage import PARAMETERS, PROGRESS, RUN_TOKEN, format_seconds, lock, open_run_dir, record_path
 from fcdpo_utils.settings import STARTED_IN
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts; page faults cost much time
@@ -42,12 +42,10 @@ class StageError(Exception):
 class _Run(NamedTuple):
     """What the stages of one call share; `head` opens the manifest, `token` tells their records from other runs'."""
 
-    profile: str
     settings: RunSettings
-    overrides: Sequence[str]
     folder: Path
     head: dict[str, Any]
-    cell_timeout: int
+    options: list[str]  # of papermill
     token: str
 
 
@@ -72,7 +70,9 @@ def run(
     minutes = dict(zip(manifest.STAGES, settings.expected_minutes, strict=False))
     folder, token = open_run_dir(profile, str(run_dir or "")), uuid.uuid4().hex
     profile = profile if profile == settings.profile else str(Path(profile).absolute())  # notebooks work elsewhere
-    this = _Run(profile, settings, overrides, folder, manifest.head(settings), cell_timeout, token)
+    parameters = store.dump(dict(zip(PARAMETERS, (profile, str(folder), shlex.join(overrides)), strict=True)))
+    options = ["-k", "python3", "-y", parameters, "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
+    this = _Run(settings, folder, manifest.head(settings, overrides), options, token)
     with lock(folder / "run.lock"):
         (folder / "notebooks").mkdir(exist_ok=True)
         for number, (spec, what) in enumerate(plan, start=1):
@@ -135,31 +135,28 @@ def _make(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> Non
     seconds = round(time.monotonic() - started, 1)
     entry["papermill_exit"] = exit_code or 1  # a green exit without a record is not one
     manifest.save(folder, made)
-    _require_success(this, spec, exit_code)
+    log = (folder / manifest.executed(spec)).with_suffix(".log")
+    if exit_code != 0:
+        raise StageError(f"stage {spec.name} failed: {_last_error(log)} (log: {log})")
+    if manifest.recorded_run(folder, spec.name) != this.token:
+        raise StageError(f"stage {spec.name} ended before its last cell, without an error (log: {log})")
     entry |= {"seconds": seconds, "peak_gib": store.read_json(record_path(folder, spec.name))["peak_gib"]}
     if spec == manifest.STAGES[-1]:
-        _add_times(folder, stages)
+        metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
+        metrics["stages"] = {spec.name: {key: stages[spec.name][key] for key in names} for spec in manifest.STAGES}
+        store.write_json(folder / "metrics.json", metrics)
     outputs = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
     entry |= {"papermill_exit": exit_code, "depends_on": depends_on, "outputs": outputs}
     manifest.save(folder, made)
     _say(f"{place} done in {format_seconds(seconds)}", final=True)
 
 
-def _add_times(folder: Path, stages: dict[str, dict]) -> None:
-    """Time and peak memory of every stage, into the metrics; those of the last of several attempts."""
-    metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
-    metrics["stages"] = {spec.name: {key: stages[spec.name][key] for key in names} for spec in manifest.STAGES}
-    store.write_json(folder / "metrics.json", metrics)
-
-
 def _papermill(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> int:
     """Execute one notebook; returns papermill's exit code. The output goes to `notebooks/<stage>.log`."""
-    record_path(this.folder, spec.name).unlink(missing_ok=True)
+    for left in (record_path(this.folder, spec.name), this.folder / PROGRESS):  # by an earlier run or stage
+        left.unlink(missing_ok=True)
     source, target = manifest.NOTEBOOKS / f"{spec.name}.ipynb", this.folder / manifest.executed(spec)
-    values = (this.profile, str(this.folder), shlex.join(this.overrides))
-    parameters = store.dump(dict(zip(PARAMETERS, values, strict=True)))
-    command = [sys.executable, "-c", _PAPERMILL, source, target, "-k", "python3", "-y", parameters]
-    command += ["--no-progress-bar", "--cwd", manifest.NOTEBOOKS, "--execution-timeout", str(this.cell_timeout)]
+    command = [sys.executable, "-c", _PAPERMILL, source, target, *this.options, "--cwd", manifest.NOTEBOOKS]
     environment = {**HUGE_PAGES, **os.environ, RUN_TOKEN: this.token, "PYTHONPATH": str(ROOT), STARTED_IN: os.getcwd()}
     # PR_SET_PDEATHSIG; the kernel ends with papermill
     ends_with_us = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL) if sys.platform == "linux" else None
@@ -167,39 +164,28 @@ def _papermill(this: _Run, spec: manifest.StageSpec, place: str, later: float) -
         options = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": ends_with_us}
         process = subprocess.Popen(command, **options)
         try:
-            _watch(process, spec.name, place, this.folder, later)
+            _watch(process, place, this.folder, later)
         finally:
             process.terminate()
             process.wait()
     return process.returncode
 
 
-def _require_success(this: _Run, spec: manifest.StageSpec, exit_code: int) -> None:
-    log = (this.folder / manifest.executed(spec)).with_suffix(".log")
-    if exit_code != 0:
-        raise StageError(f"stage {spec.name} failed: {_last_error(log)} (log: {log})")
-    if manifest.recorded_run(this.folder, spec.name) != this.token:
-        raise StageError(f"stage {spec.name} ended before its last cell, without an error (log: {log})")
-
-
-def _watch(process: subprocess.Popen, name: str, place: str, folder: Path, later: float) -> None:
+def _watch(process: subprocess.Popen, place: str, folder: Path, later: float) -> None:
     """Show the notebook's own progress until the process ends."""
-    printed, then = 0.0, f", then about {format_seconds(later)} for later stages" if later else ""
+    text, printed, then = "running", 0.0, f", then about {format_seconds(later)}" if later else ""
     while process.poll() is None:
-        text = "running"
-        with suppress(OSError, ValueError):
-            status = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-            if status.get("stage") == name:
-                text = f"{status['text']}, {format_seconds(status['left_seconds'])} left in this step"
+        with suppress(OSError):
+            text = (folder / PROGRESS).read_text(encoding="utf-8") or text
         if sys.stdout.isatty() or time.monotonic() - printed > _SILENCE_SECONDS:
             printed = time.monotonic()
-            _say(f"{place}: {text}{then}")
+            _say(f"{place if text == 'running' else place[:5]}: {text}{then}")
         time.sleep(0.2)
 
 
 def _say(line: str, final: bool = False) -> None:
     if sys.stdout.isatty():
-        print(f"\r\x1b[K{line}", end="\n" if final else "", flush=True)
+        print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="\n" if final else "", flush=True)
     else:
         print(line, flush=True)
 

@@ -4,7 +4,6 @@ Notebooks import this module; `pipeline`, which runs them, reads what it writes.
 """
 
 import ast
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from tqdm import tqdm
 
 from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT
@@ -24,6 +24,8 @@ from fcdpo_utils.settings import Settings, SettingsError
 
 PARAMETERS = ("profile", "run_dir", "overrides")
 RUN_TOKEN = "FCDPO_RUN"  # environment variable: which run a kernel belongs to
+PROGRESS = "progress.txt"  # how far the stage that runs is, on one line
+_BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"  # in tqdm's words
 _ORPHAN_SECONDS = 60  # how long a stage waits for the kernel of a killed run to end
 _locks: list[AcquireReturnProxy] = []  # held until the kernel ends
 
@@ -44,23 +46,24 @@ class Stage:
         return store.require(self.run_dir / name, made_by)
 
     def progress(self, label: str) -> Callable[[int, int], None]:
-        """A function (done, total, note) that keeps the run's status line up to date and prints sparsely by itself."""
-        started = printed = time.monotonic()
-        before = None
+        """A function (done, total, note) that keeps the run's status bar up to date and prints a line when all is done.
+
+        In an open notebook the bar stands there until then. It is text and no widget: what is stored is the line alone.
+        """
+        started, shown, before, show = time.time(), 0.0, None, _display()
 
         def report(done: int, total: int, note: str = "") -> None:
-            nonlocal before, printed
-            now = time.monotonic()
-            before = done - 1 if before is None else before  # what an earlier run had done took no time
-            each = (now - started) / max(done - before, 1)
-            left, rate = each * (total - done), f", {1 / max(each, 1e-3):.1f}/s" if each < 30 else ""
-            text = f"{label} {done}/{total}{note and f', {note}'}{rate}"
-            status = {"stage": self.name, "text": text, "left_seconds": round(left)}
+            nonlocal before, shown
+            before, now = done - 1 if before is None else before, time.time()  # what an earlier run did took no time
+            look = {"ncols": 56, "ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
+            text = tqdm.format_meter(done, total, now - started, prefix=label, **look)
             with suppress(OSError):  # a status line is not worth dying for
-                (self.run_dir / "progress.json").write_text(json.dumps(status), encoding="utf-8")
-            if now - printed > 30 or done == total:
-                printed = now
-                print(f"{text}, {format_seconds(left)} left", flush=True)
+                (self.run_dir / PROGRESS).write_text(text, encoding="utf-8")
+            if done == total:
+                show(f"{label} {done}/{total}{note and f', {note}'}")
+            elif show is not print and now - shown > 0.2:
+                show(text)
+                shown = now
 
         return report
 
@@ -68,6 +71,16 @@ class Stage:
         """Write the stage's completion record: last cell of each notebook."""
         made = {"run": os.environ.get(RUN_TOKEN, "by hand"), "settings": self.settings.model_dump(mode="json")}
         store.write_json(record_path(self.run_dir, self.name), {**made, "peak_gib": round(_peak_gib(), 2), **results})
+
+
+def _display() -> Callable[[str], None]:
+    """Shows a text in the place of the one before, in a notebook that is open; elsewhere `print`."""
+    from IPython import display, get_ipython  # slow to import, and the notebooks have done so
+
+    if RUN_TOKEN in os.environ or not hasattr(get_ipython(), "kernel"):
+        return print
+    place = display.display(display_id=True)  # empty so far
+    return lambda text: place.update({"text/plain": text}, raw=True)
 
 
 def record_path(run_dir: Path, stage: str) -> Path:
@@ -90,7 +103,7 @@ def open_run_dir(profile: str, run_dir: str = "") -> Path:
     folder = Path(run_dir).resolve() if run_dir else ROOT / "outputs" / Path(profile).stem
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "progress.json").write_text("{}", encoding="utf-8")
+        (folder / PROGRESS).write_text("", encoding="utf-8")
     except OSError as error:
         raise store.StoreError(f"cannot write to run directory {folder}: {(error.strerror or '').lower()}") from None
     return folder
