@@ -178,4 +178,7 @@ class Settings(SettingsGroup):
     student: StudentSettings = StudentSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    report_to: Literal["none", "tensorboard", "trackio"] = Field(
+        default="none", description="who gets the curves of a training besides its files, while it runs"
+    )
     expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")

@@ -205,7 +205,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         # a collective in every forward pass: processes that split batches into different numbers of parts would hang
         ddp_broadcast_buffers=False,
         seed=settings.seed,
-        report_to="none",
+        report_to=settings.report_to,
         disable_tqdm=True,
         remove_unused_columns=False,
     )

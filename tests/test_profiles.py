@@ -242,3 +242,14 @@ def test_only_a_local_teacher_has_an_adapter() -> None:
         error_of("teacher.adapter=x") == "setting teacher.adapter: only a local teacher has one, this is a scripted one"
     )
     assert load_settings("smoke", ["teacher.kind=local", "teacher.adapter=x"]).teacher.adapter == "x"
+
+
+def test_a_training_is_reported_to_whom_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings("smoke").report_to == "none"
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: None)
+    assert error_of("report_to=trackio") == "setting report_to: trackio is not installed; pip install trackio"
+    assert error_of("report_to=paper").startswith(
+        "setting report_to: input should be 'none', 'tensorboard' or 'trackio'"
+    )
+    monkeypatch.setattr(settings_module, "find_spec", lambda name: name)
+    assert load_settings("smoke", ["report_to=tensorboard"]).report_to == "tensorboard"

@@ -17,7 +17,7 @@ from fcdpo_utils import engine
 from fcdpo_utils.loss import grouped_dpo_loss
 from fcdpo_utils.preferences import PromptGroup
 from fcdpo_utils.tokens import Tokens
-from fcdpo_utils.trainer import curve, float32_adapters, last_checkpoint, lora_config, pair_dataset
+from fcdpo_utils.trainer import curve, float32_adapters, last_checkpoint, lora_config, pair_dataset, training_arguments
 
 ONE_GROUP = [PromptGroup("a", (0, 1), (2, 3))]
 
@@ -145,6 +145,13 @@ def test_without_a_dpo_term_no_reference_is_computed(
 
     monkeypatch.setattr(engine, "reference_log_probs", refuse)
     trainer_of(student, tokenizer, tmp_path, "training.dpo_weight=0").train()
+
+
+@pytest.mark.parametrize("name", ["none", "tensorboard", "trackio"])
+def test_trl_reports_to_whom_the_settings_say(name: str, tmp_path: Path) -> None:
+    chosen = settings_of().model_copy(update={"report_to": name})
+    args = training_arguments(chosen, tmp_path, 1, torch.float32)
+    assert args.report_to == [name] * (name != "none") and args.trackio_space_id is None  # nothing leaves the machine
 
 
 def test_environment_tokens_enter_no_stock_log_probability() -> None:

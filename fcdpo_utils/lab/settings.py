@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -150,6 +151,8 @@ def load_settings(profile: str, overrides: str | Sequence[str] = ()) -> RunSetti
         raise SettingsError(f"overrides {overrides!r}: {str(error).lower()}") from None
     settings = RunSettings.validated(values, changes)
     know_tasks(settings)
+    if (name := settings.report_to) != "none" and find_spec(name) is None:
+        raise SettingsError(f"setting report_to: {name} is not installed; pip install {name}")
     return settings
 
 
