@@ -79,10 +79,28 @@ def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> Non
 def test_workflows_pin_their_actions_and_end_in_time(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     uses = re.findall(r"uses: (\S+)", text)
-    assert uses and all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action) for action in uses)
+    assert uses and all(re.fullmatch(r"actions/[a-z-]+(/[a-z]+)?@[0-9a-f]{40}", action) for action in uses)
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}
     assert all(job["timeout-minutes"] <= 360 for job in workflow["jobs"].values())
+
+
+def test_every_night_adds_to_the_trend_and_a_setting_publishes_the_book() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text(encoding="utf-8"))["jobs"]
+    pages, steps, asked = jobs["pages"], jobs["regression"]["steps"], "${{ vars.PAGES == 'true' }}"
+    named = {step["uses"].partition("@")[0]: step for step in steps if "uses" in step}
+    assert pages["if"] == named["actions/upload-pages-artifact"]["if"] == asked  # off where nobody set the variable
+    assert pages["needs"] == "regression" and pages["permissions"] == {"pages": "write", "id-token": "write"}
+    assert named["actions/upload-pages-artifact"]["with"]["path"] == "outputs/cpu/book"
+    restore, save = named["actions/cache/restore"], named["actions/cache/save"]
+    (check,) = [step["run"] for step in steps if "fcdpo check" in step.get("run", "")]
+    assert f"--trend {save['with']['path']}" in check and restore["with"]["path"] == save["with"]["path"]
+    assert restore["with"]["key"] == save["with"]["key"] and save["with"]["key"].startswith(
+        restore["with"]["restore-keys"]
+    )
+    assert "always()" in save["if"]  # a night that fails is in the trend, too
+    order = [steps.index(restore), *(n for n, step in enumerate(steps) if step.get("run") in ("make demo", check))]
+    assert [*order, steps.index(save)] == sorted([*order, steps.index(save)])
 
 
 def test_pre_commit_uses_the_pinned_ruff() -> None:

@@ -1,23 +1,28 @@
 """Is a run whole, and as good as the committed baseline of its profile? Tables of expected, got, allowed, verdict.
 
-A baseline is JSON: {"profile", "metrics": {name: {"expected", "direction", "tolerance"}}}. Directions: "higher" and
-"lower" (better is fine, worse by more than the tolerance fails), "near" (both sides), "exact". A metric that is
-missing, zero or not a number never passes. Knows names and numbers, and nothing of how they came about.
+A baseline is JSON: {"profile", "metrics": {name: value}, "outcomes": {name: "0110..."}}, of each held-out problem in
+order. `baselines.yaml` says how far a metric may be from it. A metric that is missing, zero or not a number never
+passes. Knows names and numbers, and nothing of how they came about.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import yaml
 
 from fcdpo_utils import store
+from fcdpo_utils.episode import Chain
+from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.pipeline import manifest
 
+_PROBLEMS = "artifacts.problems.jsonl"
 _RULES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -31,23 +36,49 @@ class Row(NamedTuple):
     passed: bool
 
 
-def baseline_path(profile: str) -> Path:
-    """Where the committed baseline of a profile is."""
-    return ROOT / "outputs" / "baselines" / f"{profile}.json"
+def baseline_of(run_dir: Path) -> Path:
+    """The committed baseline of a run: its profile's, or where --set changed what results depend on, one of its own."""
+    made = manifest.load(store.require(run_dir / manifest.NAME, "fcdpo run").parent)
+    if "profile" not in made:
+        raise store.StoreError(f"{run_dir / manifest.NAME} cannot be read; run it again")
+    own = f"-{manifest.setting_digest(made['set'])[:8]}" if made.get("set") else ""
+    return ROOT / "outputs" / "baselines" / f"{made['profile']}{own}.json"
 
 
 def check(run_dir: Path, baseline: Path) -> list[Row]:
     """Whether the run is whole, then each metric of the baseline. Raises StoreError where a file cannot be used."""
-    expected, metrics = store.read_json(baseline), numbers(run_dir)
-    rows = list(integrity(run_dir))
+    expected = store.read_json(store.require(baseline, "fcdpo check --update"))
+    metrics, now, rows = judged(run_dir), outcomes(run_dir), list(integrity(run_dir))
+    for name in [name for name in now if name in metrics]:
+        rows.append(_exact(f"{name}: the chains'", now[name].count("1") / len(now[name]), metrics[name]))
     try:
+        values = {name: value for name, value in expected["metrics"].items() if rule_of(name)}
         rows.append(_exact("profile", expected["profile"], manifest.load(run_dir).get("profile")))
-        rows += [_judge(name, rule, metrics.get(name)) for name, rule in expected["metrics"].items()]
-    except (KeyError, TypeError, AttributeError):
+        same = values.get(_PROBLEMS, "") == metrics.get(_PROBLEMS)
+        before = expected.get("outcomes", {}) if same else {}
+        for name, value in values.items():
+            rows.append(_judge(name, rule_of(name), value, metrics.get(name), before.get(name), now.get(name)))
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise store.StoreError(f"{baseline} is not a baseline; make it again with --update") from None
-    if not expected["metrics"]:
-        rows.append(Row("metrics", "at least one", "0", "exact", False))
-    return rows
+    return rows if values else [*rows, Row("metrics", "at least one", "0", "exact", False)]
+
+
+def answered(run_dir: Path) -> list[tuple[dict[str, Any], Chain]]:
+    """The held-out problems of a run, in order, and what its trained student made of each."""
+    path = store.require(run_dir / "chains_after.jsonl", "05")
+    chains = {record["problem_id"]: Chain.from_record(record) for record in store.iterate(path)}
+    problems = store.iterate(store.require(run_dir / "problems.jsonl", "01"))
+    return [(problem, chains[problem["id"]]) for problem in problems if problem["id"] in chains]
+
+
+def outcomes(run_dir: Path) -> dict[str, str]:
+    """By metric, "1" for each held-out problem that the trained student solved, or soundly, else "0", in order."""
+    found: dict[str, str] = defaultdict(str)
+    with suppress(store.StoreError, KeyError):  # `integrity` finds what does not read
+        for problem, chain in answered(run_dir):
+            for label in ("solved", "sound"):
+                found[f"tasks.{problem['task']}.after.{label}"] += "01"[getattr(chain, label)]
+    return dict(found)
 
 
 def integrity(run_dir: Path) -> Iterable[Row]:
@@ -83,20 +114,25 @@ def _exact(name: str, expected: Any, got: Any) -> Row:
     return Row(name, _text(expected), _text(got), "exact", got == expected and got is not None)
 
 
-def _judge(name: str, rule: dict[str, Any], got: Any) -> Row:
-    expected, direction, tolerance = rule["expected"], rule["direction"], rule["tolerance"]
-    if direction == "exact":
-        passed, allowed = got == expected, "exact"
-    else:
-        error = (got - expected) if isinstance(got, int | float) else math.nan
-        worse, sign, limit = {
-            "higher": (-error, "at least", expected - tolerance),
-            "lower": (error, "at most", expected + tolerance),
-            "near": (abs(error), "within", tolerance),
-        }[direction]
-        passed, allowed = worse <= tolerance, f"{sign} {_text(limit)}"
+def _judge(name: str, rule: dict[str, Any], expected: Any, got: Any, before: str | None, now: str | None) -> Row:
+    """By the rule of the metric; `before` and `now`: the outcomes of the same problems, where they are known."""
     comparable = all(isinstance(value, int | float) for value in (got, expected))
     change = f" ({got - expected:+.3g})" if comparable and got != expected else ""
+    if rule["direction"] == "exact":
+        passed, allowed = got == expected, "exact"
+    elif before and now and "alpha" in rule:
+        test = mcnemar([*map(int, before)], [*map(int, now)])
+        passed, allowed = test.lost <= test.gained or test.p > rule["alpha"], f"p > {rule['alpha']} if lost"
+        change = f", +{test.gained} -{test.lost}, p {test.p:.2g}"
+    else:
+        tolerance = rule.get("tolerance", 0) + rule.get("growth", 0) * abs(expected)
+        low, high = expected - tolerance, expected + tolerance
+        above, below = comparable and got >= low, comparable and got <= high
+        passed, allowed = {
+            "higher": (above, f"at least {low:.4g}"),
+            "lower": (below, f"at most {high:.4g}"),
+            "near": (above and below, f"{low:.4g} to {high:.4g}"),
+        }[rule["direction"]]
     return Row(name, _text(expected), _text(got) + change, allowed, passed and _counts(got))
 
 
@@ -111,39 +147,35 @@ def _text(value: Any) -> str:
     return "missing" if value is None else str(value)[:12]
 
 
-def numbers(run_dir: Path) -> dict[str, Any]:
-    """All metrics of a run by dotted name, and the SHA-256 of its artifacts."""
+def judged(run_dir: Path) -> dict[str, Any]:
+    """The metrics that have a rule, by dotted name, among them the SHA-256 of artifacts."""
     entries = manifest.load(run_dir).get("stages", {}).values()
     artifacts = {f"artifacts.{name}": value for entry in entries for name, value in entry.get("outputs", {}).items()}
-    return {**flat(store.read_json(run_dir / "metrics.json")), **artifacts}
+    found = {**manifest.flat(store.read_json(run_dir / "metrics.json")), **artifacts}
+    return {name: value for name, value in sorted(found.items()) if rule_of(name)}
 
 
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    if not isinstance(value, dict):
-        return {name[1:]: value}
-    return {key: leaf for part, inner in value.items() for key, leaf in flat(inner, f"{name}.{part}").items()}
-
-
-def rule_of(name: str) -> tuple[str, float, float] | None:
-    """How a metric is judged: direction, tolerance, and what that grows by with the value; None: not at all."""
-    return next((tuple(rule) for pattern, *rule in _RULES if fnmatch(name, pattern)), None)
+def rule_of(name: str) -> dict[str, Any] | None:
+    """How a metric is judged; None: not at all."""
+    return next((rule for pattern, rule in _RULES.items() if fnmatch(name, pattern)), None)
 
 
 def update(run_dir: Path, baseline: Path) -> list[str]:
-    """Rewrite the baseline from a whole run; returns what changed, line by line. Raises ValueError for a broken run."""
-    if broken := next((row for row in integrity(run_dir) if not row.passed), None):
-        raise ValueError(f"no baseline from a broken run: {broken.name} is {broken.got}")
-    old, new = store.read_json(baseline)["metrics"] if baseline.exists() else {}, {}
-    for name, value in sorted(numbers(run_dir).items()):
-        if (rule := rule_of(name)) and _counts(value):
-            direction, tolerance, growth = rule
-            allowed = round(tolerance + growth * abs(value), 4) if growth else tolerance
-            new[name] = {"expected": value, "direction": direction, "tolerance": allowed}
+    """Rewrite the baseline from a whole run; returns what changed, line by line. Raises StoreError for a broken run."""
+    require_whole(run_dir, "baseline")
+    old = store.read_json(baseline)["metrics"] if baseline.exists() else {}
+    new = {name: value for name, value in judged(run_dir).items() if _counts(value)}
+    made = {"profile": manifest.load(run_dir)["profile"], "metrics": new, "outcomes": outcomes(run_dir)}
     baseline.parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(baseline, {"profile": manifest.load(run_dir)["profile"], "metrics": new})
-    changed = {name: [_text(of.get(name, {}).get("expected")) for of in (old, new)] for name in {**old, **new}}
-    return [f"{name}: {' -> '.join(changed[name])}" for name in manifest.differing(old, new)]
+    store.write_json(baseline, made)
+    return [f"{name}: {_text(old.get(name))} -> {_text(new.get(name))}" for name in manifest.differing(old, new)]
+
+
+def trend(run_dir: Path, rows: list[Row]) -> dict[str, Any]:
+    """A checked run in one record, to be followed over time: when it was, its commit, metrics, and what failed."""
+    metrics = {name: value for name, value in judged(run_dir).items() if not name.startswith("artifacts.")}
+    failed, now = [row.name for row in rows if not row.passed], datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": now, "commit": manifest.load(run_dir)["commit"], "metrics": metrics, "failed": failed}
 
 
 def table(rows: list[Row]) -> str:
@@ -155,23 +187,3 @@ def table(rows: list[Row]) -> str:
     lines += [line(*row[:-1], "ok" if row.passed else "FAILED") for row in (*failures, *metrics)]
     whole = f"stages, records, artifacts, inputs, settings: {len(passed) - len(metrics)} checks ok"
     return "\n".join([*lines, whole, f"{len(rows)} checks, {len(failures)} failed"])
-
-
-def markdown(rows: list[Row]) -> str:
-    """The failures as a Markdown table, and the count: for the summary of a CI step."""
-    failures = [row for row in rows if not row.passed]
-    lines = [f"| {row.name} | {row.expected} | {row.got} | {row.allowed} |" for row in failures]
-    head = ["| failed | expected | got | allowed |", "|---|---|---|---|"] if lines else []
-    return "\n".join([f"{len(rows)} checks, {len(failures)} failed", "", *head, *lines, ""])
-
-
-def junit(rows: list[Row], profile: str) -> str:
-    """The rows as JUnit's XML, one test case each, which CI servers show."""
-    failures = sum(not row.passed for row in rows)
-    suite = ElementTree.Element("testsuite", name=f"fcdpo {profile}", tests=f"{len(rows)}", failures=f"{failures}")
-    for row in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"fcdpo.{profile}", name=row.name)
-        if not row.passed:
-            message = f"expected {row.expected}, got {row.got}, allowed {row.allowed}"
-            ElementTree.SubElement(case, "failure", message=message)
-    return ElementTree.tostring(suite, encoding="unicode")

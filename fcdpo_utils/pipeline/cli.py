@@ -9,7 +9,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.lab import pool
-from fcdpo_utils.pipeline import baselines, compare, doctor, export, manifest, publish, runner
+from fcdpo_utils.pipeline import baselines, compare, doctor, export, publish, runner
 from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
 from fcdpo_utils.teacher import TeacherError
 
@@ -70,9 +70,10 @@ def _add_comparisons(command: Callable[..., ArgumentParser], of_run: ArgumentPar
     text = "compare a run with its baseline; exit code 1 when it fails, 2 when that cannot be told"
     check = command("check", _check, text, of_run)
     check.set_defaults(broken=2)
-    check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json")
+    check.add_argument("--baseline", type=Path, help="default: outputs/baselines/<profile>.json; with --set, its own")
     check.add_argument("--junit", type=Path, metavar="FILE", help="the checks for a CI server, as JUnit's XML")
-    check.add_argument("--markdown", type=Path, metavar="FILE", help="append the failures, as for a step summary")
+    check.add_argument("--markdown", type=Path, metavar="FILE", help="append the table, as for a step summary")
+    check.add_argument("--trend", type=Path, metavar="FILE", help="append a line: date, commit, metrics, what failed")
     check.add_argument("--update", action="store_true", help="rewrite the baseline and show what changed")
     text = "what differs between two runs: settings, metrics, a paired test, the problems that flipped"
     beside = command("compare", lambda **options: print(*compare.compare(**options), sep="\n"), text)
@@ -118,11 +119,8 @@ def _run(set: list[str], only: str, **options: Any) -> None:
     print(f"results: {folder}" if only else runner.results_table(folder))
 
 
-def _check(run: Path, baseline: Path | None, update: bool, junit: Path | None, markdown: Path | None) -> int:
-    profile = manifest.load(store.require(run / manifest.NAME, "fcdpo run").parent).get("profile")
-    if profile is None:
-        raise store.StoreError(f"{run / manifest.NAME} cannot be read; run it again")
-    baseline = baseline or baselines.baseline_path(profile)
+def _check(run: Path, baseline: Path | None, update: bool, junit: Path, markdown: Path, trend: Path) -> int:
+    baseline = baseline or baselines.baseline_of(run)
     if update:
         changed = baselines.update(run, baseline)
         print(*changed, f"{len(changed)} changes in {baseline}", sep="\n")
@@ -130,10 +128,12 @@ def _check(run: Path, baseline: Path | None, update: bool, junit: Path | None, m
     rows = baselines.check(run, baseline)
     print(baselines.table(rows))
     if junit:
-        store.write(junit, baselines.junit(rows, profile))
+        export.render(junit, "junit.xml.j2", rows=rows, name=baseline.stem)
     if markdown:
         with open(markdown, "a", encoding="utf-8") as file:  # a step summary has other lines
-            file.write(baselines.markdown(rows))
+            print("```", baselines.table(rows), "```", sep="\n", file=file)
+    if trend:
+        store.append(trend, [baselines.trend(run, rows)])
     return int(not all(row.passed for row in rows))
 
 

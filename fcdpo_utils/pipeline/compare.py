@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcdpo_utils import store
 from fcdpo_utils.episode import Chain
 from fcdpo_utils.evaluation import McNemar, mcnemar
 from fcdpo_utils.pipeline import baselines, manifest
@@ -21,13 +20,10 @@ class Answered(NamedTuple):
 
 def answered_by_both(first: Path, second: Path) -> list[Answered]:
     """The problems that both runs asked, in the order of the first. Raises ValueError where there are none."""
-    sides = []
     for run in (first, second):
         baselines.require_whole(run, "comparison")
-        path = store.require(run / "chains_after.jsonl", "05")
-        chains = {record["problem_id"]: Chain.from_record(record) for record in store.iterate(path)}
-        problems = {record["id"]: record for record in store.iterate(store.require(run / "problems.jsonl", "01"))}
-        sides.append({(problems[name]["task"], problems[name]["question"]): chain for name, chain in chains.items()})
+    of_runs = map(baselines.answered, (first, second))
+    sides = [{(problem["task"], problem["question"]): chain for problem, chain in run} for run in of_runs]
     if not (shared := [key for key in sides[0] if key in sides[1]]):
         raise ValueError(f"{first} and {second} asked no problem in common; compare runs of the same tasks and seed")
     return [Answered(*key, *(side[key] for side in sides)) for key in shared]
@@ -50,16 +46,9 @@ def paired(answered: list[Answered]) -> dict[str, tuple[int, int, int, McNemar]]
 
 def differences(first: Path, second: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Settings, and metrics that a baseline would hold, by name where the two runs differ."""
-
-    def settings(run: Path) -> dict[str, Any]:
-        return baselines.flat(manifest.recorded_settings(run, "05").model_dump(mode="json"))
-
-    def metrics(run: Path) -> dict[str, Any]:
-        return {name: value for name, value in baselines.numbers(run).items() if baselines.rule_of(name)}
-
-    found = {}
-    for kind, of in (("settings", settings), ("metrics", metrics)):
-        sides = of(first), of(second)
+    runs, found = (first, second), {}
+    settings = [manifest.flat(manifest.recorded_settings(run, "05").model_dump(mode="json")) for run in runs]
+    for kind, sides in (("settings", settings), ("metrics", [baselines.judged(run) for run in runs])):
         found[kind] = [(name, *(side.get(name) for side in sides)) for name in manifest.differing(*sides)]
     return found
 

@@ -29,10 +29,10 @@ _FIGURES = {
 _HUB_SUFFIXES = {"adapter": "", "merged": "-merged", "dataset": "-preferences"}
 
 
-def _render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
-    """Write a file from one of the templates beside this module; all text of models is escaped in HTML."""
-    html, trimmed = path.suffix == ".html", {"trim_blocks": True, "lstrip_blocks": True}
-    options = {"autoescape": html, "keep_trailing_newline": not html, "undefined": StrictUndefined, **trimmed}
+def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
+    """Write a file from one of the templates beside this module; in HTML and XML all text is escaped."""
+    markup, trimmed = path.suffix != ".md", {"trim_blocks": True, "lstrip_blocks": True}
+    options = {"autoescape": markup, "keep_trailing_newline": not markup, "undefined": StrictUndefined, **trimmed}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f} %", "duration": format_seconds}
     store.write(path, environment.get_template(template).render(values))
@@ -57,7 +57,7 @@ def report(run_dir: Path) -> Path:
     held_out = viewer.of_run(run_dir)
     store.write(run_dir / "chains.html", viewer.page(*held_out))
     shown = {"settings": settings, "figures": list(_figures(run_dir)), "viewer": viewer.fragment(*held_out)}
-    return _render(run_dir / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
+    return render(run_dir / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def export(run_dir: Path, merged: bool = False) -> list[Path]:
         _merge(facts["settings"], adapter, folders[2])
     for folder in folders:
         template = "dataset_card.md.j2" if folder.name == "dataset" else "model_card.md.j2"
-        _render(folder / "README.md", template, merged=folder.name == "merged", **facts)
+        render(folder / "README.md", template, merged=folder.name == "merged", **facts)
     return folders
 
 
