@@ -538,7 +538,7 @@ def test_the_time_left_does_not_count_what_an_earlier_run_did(tmp_path: Path, cl
     for clock[0], done in ((10.0, 91), (20.0, 92)):
         report(done, 100, "36 % sound")
     text = (tmp_path / stage.PROGRESS).read_text()
-    assert re.fullmatch(r"chains \|#+\d? *\| 92/100, 36 % sound, 01:20 left", text) and len(text) == 56
+    assert re.fullmatch(r"chains \|#+\d? *\| 92/100, 36 % sound, 01:20 left", text) and len(text) == 52
 
 
 def test_what_a_stage_prints_of_its_progress_is_one_line_without_times(

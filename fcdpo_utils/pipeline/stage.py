@@ -55,7 +55,7 @@ class Stage:
         def report(done: int, total: int, note: str = "") -> None:
             nonlocal before, shown
             before, now = done - 1 if before is None else before, time.time()  # what an earlier run did took no time
-            look = {"ncols": 56, "ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
+            look = {"ncols": 52, "ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
             text = tqdm.format_meter(done, total, now - started, prefix=label, **look)
             with suppress(OSError):  # a status line is not worth dying for
                 (self.run_dir / PROGRESS).write_text(text, encoding="utf-8")
