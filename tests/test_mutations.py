@@ -240,5 +240,5 @@ def test_a_defect_in_a_run_fails_the_check(
 
 @pytest.mark.slow
 def test_the_smoke_run_passes_its_committed_baseline(smoke_run: Path) -> None:
-    rows = baselines.check(smoke_run, baselines.baseline_path("smoke"))
+    rows = baselines.check(smoke_run, baselines.baseline_of(smoke_run))
     assert all(row.passed for row in rows), baselines.table(rows)

@@ -22,7 +22,6 @@ from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.pipeline import manifest
 
-_PROBLEMS = "artifacts.problems.jsonl"
 _RULES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -54,8 +53,8 @@ def check(run_dir: Path, baseline: Path) -> list[Row]:
     try:
         values = {name: value for name, value in expected["metrics"].items() if rule_of(name)}
         rows.append(_exact("profile", expected["profile"], manifest.load(run_dir).get("profile")))
-        same = values.get(_PROBLEMS, "") == metrics.get(_PROBLEMS)
-        before = expected.get("outcomes", {}) if same else {}
+        problems = "artifacts.problems.jsonl"
+        before = expected.get("outcomes", {}) if values.get(problems, "") == metrics.get(problems) else {}
         for name, value in values.items():
             rows.append(_judge(name, rule_of(name), value, metrics.get(name), before.get(name), now.get(name)))
     except (KeyError, TypeError, AttributeError, ValueError):

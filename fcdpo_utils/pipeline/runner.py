@@ -142,13 +142,18 @@ def _make(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> Non
         raise StageError(f"stage {spec.name} ended before its last cell, without an error (log: {log})")
     entry |= {"seconds": seconds, "peak_gib": store.read_json(record_path(folder, spec.name))["peak_gib"]}
     if spec == manifest.STAGES[-1]:
-        metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
-        metrics["stages"] = {spec.name: {key: stages[spec.name][key] for key in names} for spec in manifest.STAGES}
-        store.write_json(folder / "metrics.json", metrics)
+        _add_times(folder, stages)
     outputs = manifest.digests(folder, (*spec.outputs, manifest.executed(spec)))
     entry |= {"papermill_exit": exit_code, "depends_on": depends_on, "outputs": outputs}
     manifest.save(folder, made)
     _say(f"{place} done in {format_seconds(seconds)}", final=True)
+
+
+def _add_times(folder: Path, stages: dict[str, dict]) -> None:
+    """Time and peak memory of every stage, into the metrics; those of the last of several attempts."""
+    metrics, names = store.read_json(folder / "metrics.json"), ("seconds", "peak_gib", "attempts")
+    metrics["stages"] = {spec.name: {key: stages[spec.name][key] for key in names} for spec in manifest.STAGES}
+    store.write_json(folder / "metrics.json", metrics)
 
 
 def _papermill(this: _Run, spec: manifest.StageSpec, place: str, later: float) -> int:
