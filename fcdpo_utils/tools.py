@@ -108,8 +108,10 @@ class Toolset:
 
     A tool returns one line of text, or raises `ToolError`. `answer` is what the chain answered (None so far),
     `stopped` whether it called Stop. `derivations` are its accepted calls with their results, in order, but for
-    thoughts and for calls of a tool that sets the answer.
+    thoughts and for calls of a tool that sets the answer. `question`: the problem's text, in a task of one's own.
     """
+
+    question = ""
 
     def __init__(self) -> None:
         self.answer: str | None = None

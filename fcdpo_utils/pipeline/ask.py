@@ -18,7 +18,6 @@ from fcdpo_utils.settings import Limits
 from fcdpo_utils.students import load_student
 from fcdpo_utils.tasks.logic.formulas import parse_formula
 from fcdpo_utils.tasks.logic.theories import say
-from fcdpo_utils.tasks.ordering import Ordering
 from fcdpo_utils.teacher import Sample, SampleRequest, Teacher
 from fcdpo_utils.teachers import LocalTeacher, build_teacher
 
@@ -65,8 +64,6 @@ def problem_of(task: Task, question: str) -> Problem:
             form = '"big(Lisa); big(x) -> guard(x); guard(Lisa)", the statement last'
             raise ValueError(f"fol: English cannot be read here; ask in formulas such as {form} ({error})") from None
         question, details = " ".join([*told, f"Statement: {last}"]), {"premises": premises, "goal": goal}
-    if isinstance(task, Ordering):
-        raise ValueError(f"{task.name}: its problems cannot be read from text; ask another task")
     return Problem("question", task.name, "asked", 1, question, "", "", details)
 
 

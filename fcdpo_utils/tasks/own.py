@@ -24,6 +24,7 @@ from fcdpo_utils.settings import Limits
 from fcdpo_utils.tools import Toolset, tool
 
 MAX_HELP_CHARACTERS = 200
+SHIPPED: set[str] = set()  # names that are taken: the tasks of this package
 Rows = str | Path | Iterable[dict[str, Any]] | Callable[[], Iterable[dict[str, Any]]]
 Check = str | Callable[[Problem, str], bool]
 
@@ -60,7 +61,7 @@ def own_task(
     """
     simple = isinstance(name, str) and name.isidentifier() and name.isascii() and name == name.lower()
     _require(simple, f"own_task: a name has small letters, digits and _, got {name!r}")
-    _require(isinstance(TASKS.get(name), OwnTask | None), f"{name}: the name is taken by a task of this package")
+    _require(name not in SHIPPED, f"{name}: the name is taken by a task of this package")
     how = f'answer must be "number", "exact" or a function (problem, answer), got {answer!r}'
     _require(answer in ("number", "exact") or callable(answer), f"{name}: {how}")
     kind = isinstance(tools, type) and issubclass(tools, Toolset)
@@ -70,7 +71,7 @@ def own_task(
         if {type(text) for text in (question, *calls)} != {str} or isinstance(calls, str) or not calls:
             raise TypeError("example must be a question and a list of calls, all of them text")
         tools = _with_answer(tools, next((call for call in calls if call.startswith("Answer(")), ""), answer)
-        state = tools()
+        state = _started(tools, question)
         for call in calls:
             state.call(call)  # what it answers is the example's answer
         shown = Problem(f"{name}-example", name, "example", 1, question, str(state.answer), "", {"calls": [*calls]})
@@ -81,11 +82,12 @@ def own_task(
     return TASKS[name]
 
 
-@tool('Answer("Paris")')
-def _answer_in_words(self: Toolset, text: str) -> str:
-    """Record the final answer."""
-    self.answer = text
-    return "Answer recorded"
+class _WordTools(Toolset):
+    @tool('Answer("Paris")')
+    def Answer(self, text: str) -> str:
+        """Record the final answer."""
+        self.answer = text
+        return "Answer recorded"
 
 
 def _with_answer(tools: type[Toolset], said: str, answer: Check) -> type[Toolset]:
@@ -96,8 +98,14 @@ def _with_answer(tools: type[Toolset], said: str, answer: Check) -> type[Toolset
     if not said or "Answer" in methods:
         return tools
     in_words = answer != "number" and ('"' in said or "'" in said)
-    methods["Answer"] = _answer_in_words if in_words else NumberTools.Answer
+    methods["Answer"] = _WordTools.Answer if in_words else NumberTools.Answer
     return type(tools.__name__, (tools,), methods | {"__module__": tools.__module__})
+
+
+def _started(tools: type[Toolset], question: str) -> Toolset:
+    state = tools()
+    state.question = question
+    return state
 
 
 @dataclass(eq=False)
@@ -132,7 +140,7 @@ class OwnTask(Task):
         return self.shown
 
     def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
-        return self.toolset(toolset)()
+        return _started(self.toolset(toolset), problem.question)
 
     def gold_calls(self, problem: Problem, rng: Any = None, toolset: str | None = None) -> list[str]:
         """The row's own calls. Raises `OwnTaskError` where it has none."""
