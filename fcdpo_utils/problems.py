@@ -71,9 +71,11 @@ class Task(ABC):
     def example(self) -> Problem:
         """The fixed problem of the worked example in every prompt; in no split."""
 
-    @abstractmethod
     def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
         """A fresh chain state for `problem`."""
+        state = self.toolset(toolset)()
+        state.question = problem.question
+        return state
 
     @abstractmethod
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:

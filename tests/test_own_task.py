@@ -328,7 +328,10 @@ def test_a_profile_of_ones_own_has_a_name_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "line"),
     [
-        ("{chess: {train: 1, test: 1}}", "setting tasks.chess: input should be one of arithmetic, ordering, fol, gsm8k"),
+        (
+            "{chess: {train: 1, test: 1}}",
+            "setting tasks.chess: input should be one of arithmetic, ordering, fol, gsm8k",
+        ),
         ("{freight: {train: 1, test: 1, file: FILE}}", "setting tasks.freight: input should be one of "),
         ("{fol: {train: 1, test: 1, levels: [1], file: FILE}}", "setting tasks.fol: input should be one of "),
         ("{fol: {train: 1, test: 1}}", "setting tasks.fol.levels: field required"),

@@ -71,7 +71,8 @@ def own_task(
         if {type(text) for text in (question, *calls)} != {str} or isinstance(calls, str) or not calls:
             raise TypeError("example must be a question and a list of calls, all of them text")
         tools = _with_answer(tools, next((call for call in calls if call.startswith("Answer(")), ""), answer)
-        state = _started(tools, question)
+        state = tools()
+        state.question = question
         for call in calls:
             state.call(call)  # what it answers is the example's answer
         shown = Problem(f"{name}-example", name, "example", 1, question, str(state.answer), "", {"calls": [*calls]})
@@ -100,12 +101,6 @@ def _with_answer(tools: type[Toolset], said: str, answer: Check) -> type[Toolset
     in_words = answer != "number" and ('"' in said or "'" in said)
     methods["Answer"] = _WordTools.Answer if in_words else NumberTools.Answer
     return type(tools.__name__, (tools,), methods | {"__module__": tools.__module__})
-
-
-def _started(tools: type[Toolset], question: str) -> Toolset:
-    state = tools()
-    state.question = question
-    return state
 
 
 @dataclass(eq=False)
@@ -138,9 +133,6 @@ class OwnTask(Task):
 
     def example(self) -> Problem:
         return self.shown
-
-    def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
-        return _started(self.toolset(toolset), problem.question)
 
     def gold_calls(self, problem: Problem, rng: Any = None, toolset: str | None = None) -> list[str]:
         """The row's own calls. Raises `OwnTaskError` where it has none."""
