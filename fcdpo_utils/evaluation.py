@@ -19,16 +19,11 @@ TokenCounts = Mapping[str, int] | None  # by problem id, what a student wrote
 
 @dataclass(frozen=True)
 class Score:
-    """A proportion with its Wilson 95 % interval; `estimate` is successes / trials."""
+    """A share with its 95 % interval."""
 
-    successes: int
-    trials: int
+    estimate: float
     low: float
     high: float
-
-    @property
-    def estimate(self) -> float:
-        return self.successes / self.trials
 
     def __str__(self) -> str:
         return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -42,7 +37,7 @@ def wilson(successes: int, trials: int) -> Score:
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
     low = 0.0 if successes == 0 else centre - half
-    return Score(successes, trials, low, 1.0 if successes == trials else centre + half)
+    return Score(p, low, 1.0 if successes == trials else centre + half)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def pooled(run_dirs: Sequence[Path], task: str = "", against: str = "") -> list[
     for name in sorted(names, key=lambda name: name != against):
         outcomes = {problem: sound for run in runs for problem, sound in run[name].items()}
         full, score = full or outcomes, wilson(sum(outcomes.values()), len(outcomes))
-        row = {"name": name, "n": score.trials, "sound": score.estimate, "sound_ci95": [score.low, score.high]}
+        row = {"name": name, "n": len(outcomes), "sound": score.estimate, "sound_ci95": [score.low, score.high]}
         row["runs"] = [sum(run[name].values()) / len(run[name]) for run in runs]
         rows.append(row | vars(mcnemar(list(full.values()), [outcomes[problem] for problem in full])))
     for row, p in zip(rows[1:], holm([row["p"] for row in rows[1:]]), strict=True):

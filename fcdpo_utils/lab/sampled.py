@@ -6,22 +6,9 @@ Works on outcomes alone; knows nothing of chains, models or figures.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from fcdpo_utils.evaluation import wilson
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over problems with a 95 % interval from resampling whole problems."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+from fcdpo_utils.evaluation import Score, wilson
 
 
 def pass_at_k(successes: int, samples: int, k: int) -> float:
@@ -41,7 +28,7 @@ def _check_samples(successes: int, samples: int, k: int) -> None:
         raise ValueError(f"expected 0 <= successes <= samples and 1 <= k <= samples, got {successes}, {samples}, {k}")
 
 
-def clustered(values: Sequence[float]) -> Interval:
+def clustered(values: Sequence[float]) -> Score:
     """Mean of one value per problem, with a percentile bootstrap over problems (Efron 1979), 2,000 times, seeded.
 
     Samples of one problem resemble each other: counting each as a trial of its own would feign certainty. Where all
@@ -52,10 +39,9 @@ def clustered(values: Sequence[float]) -> Interval:
         raise ValueError("expected at least one problem")
     rng, n = random.Random(0), len(values)
     if set(values) in ({0.0}, {1.0}):
-        score = wilson(round(sum(values)), n)
-        return Interval(score.estimate, score.low, score.high)
+        return wilson(round(sum(values)), n)
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(2_000))
-    return Interval(sum(values) / n, means[50], means[-51])
+    return Score(sum(values) / n, means[50], means[-51])
 
 
 def sampled(groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
