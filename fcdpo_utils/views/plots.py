@@ -18,17 +18,12 @@ BEFORE, WARMED_UP, AFTER, CORRECT, INCORRECT, MUTED = "#4c78a8", "#8a6d9f", "#f5
 _PERCENT = {"ylabel": "sound, %", "ylim": (-5, 105)}
 
 
-def counts(values: Mapping[str, int], title: str, colors: Sequence[str] | None = None) -> Figure:
+def counts(values: Mapping[str, int], title: str) -> Figure:
     """Horizontal bars of counts, in the order given, each with its number."""
     axes = plt.subplots(figsize=(7, 0.6 + 0.32 * len(values)))[1]
-    axes.bar_label(axes.barh(list(map(_label, values)), list(values.values()), color=colors or BEFORE), padding=3)
+    axes.bar_label(axes.barh(list(map(_label, values)), list(values.values()), color=BEFORE), padding=3)
     axes.invert_yaxis()
     return _finish(axes, title, xticks=[])
-
-
-def pair_counts(original: int, augmented: int) -> Figure:
-    """D* beside Da."""
-    return counts({"D* (each chain once)": original, "Da (all pairs)": augmented}, "pairs", [MUTED, AFTER])
 
 
 def histogram(groups: Mapping[str, Sequence[int]], xlabel: str, title: str) -> Figure:
