@@ -33,16 +33,12 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 @cache
 def code_of(*rooms: str) -> str:
     """Of the named modules, of all modules of this package that they import, and of the packages under them."""
-    return _digest_of([_path_of(room) for room in rooms], rooms)
+    return code_behind("", *rooms)
 
 
 def code_behind(source: str, *rooms: str) -> str:
     """The same for the modules that a notebook's code imports, and for `rooms`."""
-    return _digest_of([*_imported(ast.parse(source)), *map(_path_of, rooms)], rooms)
-
-
-def _digest_of(waiting: list[Path], rooms: Iterable[str]) -> str:
-    found: set[Path] = set()
+    waiting, found = [*_imported(ast.parse(source)), *map(_path_of, rooms)], set[Path]()
     while waiting:
         path = waiting.pop()
         if path not in found and path.exists():  # a name in a module is none; nor is a notebook, whose cells count
