@@ -1,6 +1,7 @@
 """Benchmarks rehearsed on small models: every part runs and every figure is there."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,11 +32,16 @@ def test_the_gpu_benchmark_runs_whole_on_a_small_model(tmp_path: Path) -> None:
         assert all(report[part][f"ratio_to_{peer}"] > 0 for peer in ("microchain", "generate"))
 
 
-def test_without_a_gpu_only_the_rehearsal_runs() -> None:
+def test_without_a_gpu_only_the_rehearsal_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here: python benchmarks/gpu.py runs")
-    done = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "no CUDA device here; --tiny rehearses on a CPU" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    assert end.value.code == 2 and "no CUDA device here; --tiny rehearses on a CPU" in capsys.readouterr().err
 
 
 def run(*command: str) -> str:

@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import fcdpo
 
 from fcdpo_utils import store
 from fcdpo_utils.episode import Chain, Step
 from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.pipeline import manifest
+from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.pipeline.compare import answered_by_both, compare, differences, flipped, paired
 from fcdpo_utils.pipeline.stage import start_stage
 
@@ -62,20 +62,24 @@ def test_settings_and_judged_metrics_are_named_where_they_differ(runs: tuple[Pat
     assert [len(rows) for rows in differences(runs[0], runs[0]).values()] == [0, 0]
 
 
-def test_both_chains_of_flipped_problems_are_shown(runs: tuple[Path, Path]) -> None:
+def test_both_chains_of_flipped_problems_are_shown(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     lines = "\n".join(compare(*runs, show=2))
     assert lines.count("first:\n") == lines.count("second:\n") == 2 and "Answer(3)" in lines
-    done = fcdpo("compare", *map(str, runs), "--show", "0")
-    assert done.returncode == 0 and "first:\n" not in done.stdout
-    assert f"problems that flipped: {len(flipped(answered_by_both(*runs)))}" in done.stdout
+    assert main(["compare", *map(str, runs), "--show", "0"]) == 0
+    output = capsys.readouterr().out
+    assert "first:\n" not in output and f"problems that flipped: {len(flipped(answered_by_both(*runs)))}" in output
 
 
-def test_runs_that_share_no_problem_are_one_line(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_runs_that_share_no_problem_are_one_line(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = run_in(tmp_path / "three", {"a0": True}, questions="What is {}?")
-    done = fcdpo("compare", str(runs[0]), str(other))
-    assert done.returncode == 1 and "asked no problem in common" in done.stderr and done.stderr.count("\n") == 1
+    assert main(["compare", str(runs[0]), str(other)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "asked no problem in common" in line
     (other / "chains_after.jsonl").unlink()
-    assert fcdpo("compare", str(runs[0]), str(other)).stderr.startswith("fcdpo: run 05 first: chains_after.jsonl")
+    assert main(["compare", str(runs[0]), str(other)]) == 1
+    assert capsys.readouterr().err.startswith("fcdpo: run 05 first: chains_after.jsonl")
 
 
 def test_a_run_whose_files_do_not_belong_together_is_refused(runs: tuple[Path, Path]) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fcdpo_utils.episode import Limits, prompt, run_calls
+from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.problems import Problem, make_problems, split_of
 from fcdpo_utils.settings import TaskSettings
 from fcdpo_utils.tasks import gsm8k
@@ -141,21 +140,16 @@ def test_the_report_of_no_rows_is_empty_not_an_error() -> None:
     assert report_table(conversion_report([])).splitlines()[-1].split() == ["0", "100.0%", "rows"]
 
 
-def test_the_command_prints_the_report_of_a_file(path: Path) -> None:
-    done = report_command(str(path))
-    assert done.returncode == 0 and done.stdout.splitlines()[0] == "    80  100.0%  converted"
+def test_the_command_prints_the_report_of_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gsm8k", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "    80  100.0%  converted"
 
 
-def test_the_command_ends_with_one_line_where_there_is_no_file() -> None:
-    done = report_command("nowhere.jsonl")
-    assert done.returncode == 1 and done.stderr.splitlines() == [
+def test_the_command_ends_with_one_line_where_there_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gsm8k", "nowhere.jsonl"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
         'fcdpo: gsm8k: no file nowhere.jsonl; expected JSONL with a "question" and an "answer" on each line'
     ]
-
-
-def report_command(argument: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fcdpo_utils.pipeline.cli", "gsm8k", argument]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
 
 
 # What the problems are

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import fcdpo
 
 from fcdpo_utils import store
 from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.lab.pool import markdown, pooled, power
+from fcdpo_utils.pipeline.cli import main
 
 
 def run_in(folder: Path, **variants: str) -> Path:
@@ -38,14 +38,14 @@ def test_outcomes_of_all_runs_are_tested_together(tmp_path: Path) -> None:
     assert "| other | 100.0% | 67.6% to 100.0% | 100%, 100% | 5 | 0 | 0.062 | 0.062 |" in markdown([full, other])
 
 
-def test_one_task_alone_and_another_variant_to_compare_with(tmp_path: Path) -> None:
+def test_one_task_alone_and_another_variant_to_compare_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [run_in(tmp_path / name, full="ss-s", other="s-ss", third="--s-") for name in "ab"]
     first, second, third = pooled(runs, task="fol", against="third")
     assert [row["name"] for row in (first, second, third)] == ["third", "full", "other"]
     assert first["n"] == 4 and first["runs"] == [0.5, 0.5] and (second["gained"], second["lost"]) == (2, 2)
     saved = tmp_path / "fol"
-    done = fcdpo("pool", *map(str, runs), "--task", "fol", "--against", "other", "--save", str(saved))
-    assert done.stdout.splitlines()[2].startswith("| other | 100.0% |")
+    assert main(["pool", *map(str, runs), "--task", "fol", "--against", "other", "--save", str(saved)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| other | 100.0% |")
     rows = pooled(runs, task="fol", against="other")
     kept = {"commits": ["abc"], "task": "fol", "variants": rows}
     assert store.read_json(saved.with_suffix(".json")) == kept and saved.with_suffix(".png").stat().st_size > 5_000
@@ -55,11 +55,11 @@ def test_one_task_alone_and_another_variant_to_compare_with(tmp_path: Path) -> N
         pooled(runs, task="gsm8k")
 
 
-def test_runs_without_a_variant_in_common_are_refused(tmp_path: Path) -> None:
+def test_runs_without_a_variant_in_common_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [run_in(tmp_path / "a", full="s", one="s"), run_in(tmp_path / "b", full="s", two="s")]
     with pytest.raises(ValueError, match="no two variants in common"):
         pooled(runs)
-    assert fcdpo("pool", str(tmp_path / "c")).stderr.startswith("fcdpo: run 06 first: ")
+    assert main(["pool", str(tmp_path / "c")]) == 1 and capsys.readouterr().err.startswith("fcdpo: run 06 first: ")
 
 
 @pytest.mark.parametrize(("n", "difference", "churn"), [(100, 0.1, 0.05), (60, 0.2, 0.1), (80, 0.0, 0.1)])
