@@ -6,6 +6,7 @@ A model's output is hostile: whatever comes, the answer is one printable line, i
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 import time
 from fractions import Fraction
@@ -27,6 +28,7 @@ from fcdpo_utils.calls import (
 from fcdpo_utils.numbers import format_number
 from fcdpo_utils.tools import Number, ToolResult, Toolset, tool
 
+pytestmark = pytest.mark.xdist_group("calls")  # one process counts the strings
 NOT_A_LITERAL = "Error: Sum: argument 1 must be a string, a number, True, False or a flat list of these"
 ONE_CALL_ONLY = "Error: write exactly one call and nothing else"
 MAX_SECONDS = 0.050
@@ -511,7 +513,7 @@ def test_any_bytes_decoded_cost_one_line(chunk: bytes) -> None:
     throw(chunk.decode("utf-8", errors="surrogateescape"))
 
 
-@hostile(mutated_calls(), examples=7_000)
+@hostile(mutated_calls(), examples=6_000)
 def test_mutated_calls_cost_one_line(text: str) -> None:
     throw(text)
 
@@ -521,12 +523,12 @@ def test_fragments_of_python_in_any_order_cost_one_line(text: str) -> None:
     throw(text)
 
 
-@hostile(repeated_fragments(), examples=2_500)
+@hostile(repeated_fragments(), examples=1_200)
 def test_deep_and_long_strings_cost_one_line(text: str) -> None:
     throw(text)
 
 
-@hostile(calls_with_any_literal(), examples=1_500)
+@hostile(calls_with_any_literal(), examples=1_000)
 def test_calls_with_any_literal_cost_one_line(text: str) -> None:
     throw(text)
 
@@ -626,6 +628,6 @@ def test_the_calls_that_are_mutated_are_themselves_accepted(text: str) -> None:
 
 def test_at_least_twenty_thousand_different_strings_were_thrown(request: pytest.FixtureRequest) -> None:
     selected = {item.name for item in request.session.items}
-    if not {name for name in globals() if name.endswith("_one_line")} <= selected:
+    if not {name for name in globals() if re.search(r"_costs?_one_line$", name)} <= selected:
         pytest.skip("only a part of this file was selected")
     assert len(THROWN) >= LEAST_STRINGS
