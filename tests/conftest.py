@@ -1,29 +1,31 @@
-"""What several test files share: a finished run, the embedded student's tokenizer, tiny models of its vocabulary."""
+"""What several test files share: a finished run, the embedded student's tokenizer, tiny models of its vocabulary.
+
+Libraries are imported where they are used: the process that hands out the tests uses none of them.
+"""
+
+from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import runs
-import torch
-from peft import PeftModel
 from runs import fcdpo
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-
-from fcdpo_utils.settings import StudentSettings
-from fcdpo_utils.students import embedded_student, load_student
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from small import SmokeData
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-torch.set_num_threads(1)  # tiny products: threads that wait for each other on a busy machine take ten times as long
+    from fcdpo_utils.settings import StudentSettings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often a smoke run is killed; thirty take 12 minutes")
-    parser.addoption("--problems", type=int, default=2_000, help="of each generator; 10,000 take five minutes")
+    parser.addoption("--kills", type=int, default=2, help="how often a smoke run is killed; ten take eight minutes")
+    parser.addoption("--problems", type=int, default=1_000, help="of each generator; 10,000 take five minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,11 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # tiny products: threads that wait for each other on a busy machine take ten times as long
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "smoke_run" in item.fixturenames:  # tests run in several processes: one of them makes the run, once
             item.add_marker(pytest.mark.xdist_group("smoke"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # short ones last, so that no process waits long for the others' last
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +58,19 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    from fcdpo_utils.students import embedded_student
+
     return AutoTokenizer.from_pretrained(embedded_student())
 
 
 @pytest.fixture(scope="session")
 def embedded_model() -> LlamaForCausalLM:
     """The embedded student in float32; none may change it."""
+    from fcdpo_utils.settings import StudentSettings
+    from fcdpo_utils.students import load_student
+
     return load_student(StudentSettings(dtype="float32"))[0].eval()
 
 
@@ -75,12 +89,14 @@ def few_words_model(_random_weights: dict[int, LlamaForCausalLM]) -> LlamaForCau
 @pytest.fixture(scope="session")
 def _random_weights() -> dict[int, LlamaForCausalLM]:
     """By size of the vocabulary."""
-    return {size: _random_model(size) for size in (49152, 64)}
+    from small import random_llama
+
+    return {size: random_llama(size) for size in (49152, 64)}
 
 
 @pytest.fixture(scope="session")
-def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> "SmokeData":
-    from small import smoke_data_in  # imports all that trains, which most tests need not wait for
+def smoke_data(tmp_path_factory: pytest.TempPathFactory) -> SmokeData:
+    from small import smoke_data_in
 
     return smoke_data_in(tmp_path_factory.mktemp("smoke_data"))
 
@@ -90,6 +106,9 @@ def load_small_student(
     _random_weights: dict[int, LlamaForCausalLM], tokenizer: PreTrainedTokenizerBase
 ) -> Callable[..., tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]]:
     """`load_student` of a two-layer model of the embedded one's vocabulary, the same each time."""
+
+    import torch
+    from peft import PeftModel
 
     def load(settings: StudentSettings, adapter: Path | None = None, trainable: bool = False):
         model = copy.deepcopy(_random_weights[49152]).float()
@@ -106,21 +125,3 @@ def small_student(load_small_student: Callable[..., tuple], tmp_path: Path, monk
     """Students of trainings are small ones."""
     monkeypatch.setattr("fcdpo_utils.train.load_student", load_small_student)
     monkeypatch.setattr("fcdpo_utils.train.REFERENCES", tmp_path / "references.sqlite")
-
-
-def _random_model(vocabulary: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    return LlamaForCausalLM(config).double()

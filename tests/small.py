@@ -9,7 +9,7 @@ import transformers
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
 
 from fcdpo_utils import engine
@@ -77,6 +77,25 @@ def trainer_of(
     data = GroupDataset(preferences_of(groups), TOKENS, settings.preferences, settings.seed)
     folder.mkdir(exist_ok=True)
     return build_trainer(model, tokenizer, data, settings, folder, folder / "cache.jsonl", room)
+
+
+def random_llama(vocabulary: int) -> LlamaForCausalLM:
+    """Two layers with grouped-query attention, in float64, the same each time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config).double()
 
 
 def adapted(model: PreTrainedModel, std: float = 0.1) -> PeftModel:

@@ -23,7 +23,7 @@ from fcdpo_utils.problems import Problem
 from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("generators")]  # one process makes them
 
 LOGIC_LEVELS, STORY_LEVELS = (1, 2, 3, 4, 5), (2, 3, 4, 5)
 MOST_STORIES = {"train": 10_000, "test": 5_000}

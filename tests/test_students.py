@@ -62,6 +62,7 @@ from fcdpo_utils.tokens import Tokens, encode_chat
 from fcdpo_utils.trainer import build_trainer, curve, lora_config
 from fcdpo_utils.weights import choose_dtype, known, known_students
 
+pytestmark = pytest.mark.xdist_group("students")  # which one process loads and trains
 TESTED = {
     "smollm2-135m": "smollm2",
     "qwen2.5-0.5b": "qwen2.5",

@@ -19,6 +19,7 @@ from fcdpo_utils.train import TrainingSummary, train_student, training_fingerpri
 from fcdpo_utils.trainer import GroupedDPOTrainer, last_checkpoint
 from fcdpo_utils.weights import ADAPTER_FILE
 
+pytestmark = pytest.mark.xdist_group("train")
 FAST = ["student.dtype=float32"]
 SETTINGS = load_settings("smoke", [*FAST, "training.sft_weight=0"])
 
