@@ -1,6 +1,10 @@
-"""One process of a data-parallel training of a tiny model, for `test_distributed.py`: FOLDER STEPS SETTING..."""
+"""One process of data-parallel trainings of a tiny model, for `test_distributed.py`: [FOLDER STEPS SETTING... --]...
+
+The adapters and the curve of the first training are left in its folder as `0.safetensors` and `0.json`, and so on.
+"""
 
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -39,7 +43,7 @@ class StopAfter(TrainerCallback):
         control.should_training_stop |= state.global_step == self.steps
 
 
-def main(folder: Path, stop_after: int, changes: list[str]) -> None:
+def train(number: int, folder: Path, stop_after: int, changes: list[str]) -> None:
     """Three epochs over four groups of different sizes, one with long chains; goes on where there is a checkpoint."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -57,9 +61,12 @@ def main(folder: Path, stop_after: int, changes: list[str]) -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "c"))
     if distributed_state().is_main_process:
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        save_file({name: w.contiguous() for name, w in state.items() if "lora" in name}, folder / "lora.safetensors")
-        write_json(folder / "curve.json", curve(trainer))
+        lora = {name: weights.contiguous() for name, weights in state.items() if "lora" in name}
+        save_file(lora, folder / f"{number}.safetensors")
+        write_json(folder / f"{number}.json", curve(trainer))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    trainings = [list(words) for last, words in groupby(sys.argv[1:], "--".__eq__) if not last]
+    for number, (folder, steps, *changes) in enumerate(trainings):
+        train(number, Path(folder), int(steps), changes)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,18 +18,53 @@ from fcdpo_utils.trainer import share_of_a_step
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("one_of_several.py")
+pytestmark = pytest.mark.xdist_group("distributed")
+Trained = tuple[dict[str, torch.Tensor], list[dict]]  # adapters and curve
+CHANGES = [
+    ("prompts_per_step=4",),  # a process passes two prompts together
+    ("prompts_per_step=1", "accumulation=4"),  # or two, one after the other
+    ("prompts_per_step=2", "pack_tokens=64"),  # or one, which one of the two has to split
+]
+STOPPED = ("prompts_per_step=2",)
 
 
-def run(folder: Path, processes: int, *changes: str, stop_after: int = 0) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Adapters and curve of three epochs over four prompts, each step shared by so many processes."""
-    folder.mkdir(exist_ok=True)
+def run(processes: int, trainings: list[tuple[Path, int, tuple[str, ...]]]) -> list[Trained]:
+    """Of each (folder, after how many steps to stop, settings): three epochs over four prompts, each step shared by
+    so many processes, which take the trainings one after the other."""
+    words: list[str] = []
+    for folder, stop_after, changes in trainings:
+        folder.mkdir(exist_ok=True)
+        words += [str(folder), str(stop_after), *changes, "--"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]  # as accelerate does
-    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), str(folder), str(stop_after), *changes]
+    command = [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    options = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    options = {"capture_output": True, "text": True, "env": environment, "timeout": 900}
     done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(folder / "lora.safetensors"), store.read_json(folder / "curve.json")
+    folders = [folder for folder, *_ in trainings]
+    return [(load_file(f / f"{i}.safetensors"), store.read_json(f / f"{i}.json")) for i, f in enumerate(folders)]
+
+
+class Runs(NamedTuple):
+    """By settings, from two processes and from one; and a training that two began and one went on with, twice."""
+
+    shared: dict[tuple[str, ...], Trained]
+    alone: dict[tuple[str, ...], Trained]
+    begun: Trained
+    resumed: list[Trained]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All of them in two launches: processes that train take seconds to start."""
+    folder = tmp_path_factory.mktemp("distributed")
+    named = {name: [(folder / f"{name}{i}", 0, change) for i, change in enumerate(CHANGES)] for name in "12"}
+    whole = (folder / "whole", 0, STOPPED)
+    *shared, begun = run(2, [*named["2"], whole, (folder / "parts", 4, STOPPED)])
+    alone = run(1, [*named["1"], *[(folder / "parts", 0, STOPPED)] * 2])
+    by_changes = (dict(zip([*CHANGES, STOPPED], made, strict=False)) for made in (shared, alone[:3]))
+    return Runs(*by_changes, begun, alone[3:], folder)
 
 
 def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
@@ -38,17 +74,9 @@ def assert_close(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        ("prompts_per_step=4",),  # a process passes two prompts together
-        ("prompts_per_step=1", "accumulation=4"),  # or two, one after the other
-        ("prompts_per_step=2", "pack_tokens=64"),  # or one, which one of the two has to split
-    ],
-    ids=" ".join,
-)
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: tuple[str, ...]) -> None:
-    (alone, curve_alone), (shared, curve_shared) = run(tmp_path / "1", 1, *changes), run(tmp_path / "2", 2, *changes)
+@pytest.mark.parametrize("changes", CHANGES, ids=" ".join)
+def test_two_processes_take_the_steps_of_one(runs: Runs, changes: tuple[str, ...]) -> None:
+    (alone, curve_alone), (shared, curve_shared) = runs.alone[changes], runs.shared[changes]
     assert_close(alone, shared)
     assert max(float(weights.abs().max()) for name, weights in alone.items() if "lora_B" in name) > 1e-3  # it learnt
     steps = 6 if changes[0] == "prompts_per_step=2" else 3
@@ -57,7 +85,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: tuple[str,
     for name in ("loss", "num_pairs", *(() if "accumulation" in changes[-1] else means)):
         assert [row[name] for row in curve_alone] == pytest.approx([row[name] for row in curve_shared], abs=1e-4), name
     assert curve_alone[-1]["num_pairs"] == 3 * 11
-    assert references(tmp_path / "2") == references(tmp_path / "1")
+    kept = [references(runs.folder / f"{processes}{CHANGES.index(changes)}") for processes in "12"]
+    assert kept[0] == kept[1] and kept[0]
 
 
 def references(folder: Path) -> list[tuple[str, float]]:
@@ -66,14 +95,12 @@ def references(folder: Path) -> list[tuple[str, float]]:
 
 
 @pytest.mark.slow
-def test_one_process_goes_on_where_two_stopped(tmp_path: Path) -> None:
+def test_one_process_goes_on_where_two_stopped(runs: Runs) -> None:
     """After four of six steps; and once they are done, as notebook 04 finds them after `accelerate launch`."""
-    whole, steps = run(tmp_path / "whole", 2, "prompts_per_step=2")
-    _, begun = run(tmp_path / "parts", 2, "prompts_per_step=2", stop_after=4)
-    for _ in range(2):
-        found, all_steps = run(tmp_path / "parts", 1, "prompts_per_step=2")
+    whole, steps = runs.shared[STOPPED]
+    for found, all_steps in runs.resumed:
         assert_close(found, whole)
-        assert (len(begun), len(all_steps), len(steps)) == (4, 6, 6)
+        assert (len(runs.begun[1]), len(all_steps), len(steps)) == (4, 6, 6)
 
 
 def test_a_step_is_shared_evenly_or_not_at_all() -> None:
