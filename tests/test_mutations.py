@@ -6,17 +6,17 @@ The last lines of the module's output are the table of what caught which (`pytes
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import run_module
 from runs import ROOT
 
 from fcdpo_utils import store
+from fcdpo_utils.fingerprint import CACHE
 from fcdpo_utils.pipeline import baselines, manifest
 
 CAUGHT: list[tuple[str, str]] = []
@@ -102,6 +102,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forks")
 @pytest.mark.parametrize("defect, module, text, other, tests, names", CODE, ids=[row[0] for row in CODE])
 def test_a_defect_in_the_code_fails_a_test(
     defect: str, module: str, text: str, other: str, tests: str, names: str, tmp_path: Path
@@ -117,6 +118,7 @@ def test_a_defect_in_the_code_fails_a_test(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forks")
 def test_without_a_defect_these_tests_pass_in_a_copy(tmp_path: Path) -> None:
     """So that a failure above is the defect's."""
     names = " or ".join(sorted({row[5] for row in CODE if row[4] != "test_references.py"}))
@@ -133,10 +135,9 @@ def copy_of_the_checkout(folder: Path) -> Path:
 
 
 def run_tests(folder: Path, files: list[str], names: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", names]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "FCDPO_CACHE": str(ROOT / ".cache")}
-    options = {"cwd": folder, "env": environment, "capture_output": True, "text": True, "check": False}
-    return subprocess.run([*command, *(f"tests/{name}" for name in files)], **options)
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", names]
+    files = [f"tests/{name}" for name in files]
+    return run_module("pytest", *arguments, *files, root=folder, cwd=folder, FCDPO_CACHE=str(CACHE))
 
 
 def truncate(run: Path) -> None:

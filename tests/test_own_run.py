@@ -2,32 +2,34 @@
 
 It has no gold chains; its teacher is a server on loopback that works out calls from the text of a problem, and now and
 then stops too early. (A real model there, `test_real_server.py`, is at 0 % before training, so no pairs would come.)
+Its student is a small one from a folder; the embedded one takes the same way in `smoke_run`.
 All of it happens in a folder outside the checkout, with the installed command; no file of the package is touched.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from forks import run_module
 from own_tasks import solve, write_task
-from runs import FCDPO, ROOT
+from runs import ROOT
 from test_server_teacher import Handler
 
 from fcdpo_utils import store
+from fcdpo_utils.settings import StudentSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own run")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("forks")]
 PROFILE = """
 tasks: {shipping: {file: my_task.py, train: 6, test: 4}}
 teacher: {kind: server, model: a-model, samples: 6, prices: [0.5, 1.5]}
 limits: {calls: 8, errors: 2}
+student: {source: STUDENT, dtype: float32}
 training: {learning_rate: 1.0e-3, prompts_per_step: 2, lora_rank: 4, lora_alpha: 8}
 evaluation: {batch_size: 4, turn_tokens: 16}
 warm_up: {share: 0.5, prompts_per_step: 2}
@@ -63,17 +65,18 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the task, its problems and a profile, as a user has them."""
+def place(tmp_path_factory: pytest.TempPathFactory, load_small_student: Callable[..., tuple]) -> Path:
+    """A folder with the task, its problems, a profile and a student, as a user has them."""
     folder = tmp_path_factory.mktemp("mine")
     write_task(folder, gold=False)
-    (folder / "mine.yaml").write_text(PROFILE, encoding="utf-8")
+    for part in load_small_student(StudentSettings()):
+        part.save_pretrained(folder / "student")
+    (folder / "mine.yaml").write_text(PROFILE.replace("STUDENT", str(folder / "student")), encoding="utf-8")
     return folder
 
 
 def fcdpo(place: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run([*FCDPO, *arguments], capture_output=True, text=True, cwd=place, env=environment, check=False)
+    done = run_module("fcdpo_utils.pipeline.cli", *arguments, root=ROOT, cwd=place, NO_PROXY="127.0.0.1")
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
