@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import papermill
 import pytest
-from runs import fcdpo
 
 from fcdpo_utils import engine, store
 from fcdpo_utils.chains import prompts_of
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.onpolicy import preference_data
 from fcdpo_utils.pipeline import baselines, manifest, runner
+from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.pipeline.runner import StageError
 from fcdpo_utils.problems import load_problems
 from fcdpo_utils.teachers.own import prepare
-from fcdpo_utils.train import train_student
+from fcdpo_utils.train import training_fingerprint
 from fcdpo_utils.weights import ADAPTER_FILE
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -28,13 +30,19 @@ FURTHER = {spec.name[:2]: spec for spec in manifest.FURTHER}
 
 @pytest.fixture(scope="module")
 def further_run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the smoke run with 06 to 09 run on top; none of its first five stages may run again."""
+    """A copy of the smoke run with 06 to 09 run on top; none of its first five stages may run again.
+
+    06 finds what the students wrote that 05 evaluated, and asks only those that it trains with another setting.
+    """
     folder = tmp_path_factory.mktemp("further") / "smoke"
     shutil.copytree(smoke_run, folder)
+    for variant, when in (("full-method", "after"), ("warm-up-only", "warm_up")):
+        (folder / "ablations" / variant).mkdir(parents=True)
+        shutil.copy(folder / f"chains_{when}.jsonl", folder / "ablations" / variant / "chains.jsonl")
     for number in FURTHER:
-        done = fcdpo("run", "--profile", "smoke", "--run-dir", str(folder), "--only", number)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("up to date, skipped") == len(FURTHER[number].needs)
+        with redirect_stdout(StringIO()) as output:
+            assert main(["run", "--profile", "smoke", "--run-dir", str(folder), "--only", number]) == 0
+        assert output.getvalue().count("up to date, skipped") == len(FURTHER[number].needs)
     return folder
 
 
@@ -83,17 +91,20 @@ def test_a_further_stage_says_when_it_is_stale_and_never_spoils_the_pipeline(fur
 
 
 @pytest.mark.slow
-def test_the_same_functions_train_what_notebook_04_trains(smoke_run: Path, tmp_path: Path) -> None:
+def test_the_same_functions_train_what_notebook_04_trains(further_run: Path, smoke_run: Path) -> None:
+    """06 trains the full method once more: the same weights. What it starts from and what 05 evaluated serves again."""
     settings = load_settings("smoke")
-    for name in ("problems.jsonl", "chains.jsonl"):
-        shutil.copy(smoke_run / name, tmp_path / name)
-    prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"), settings)
-    start = prepare(tmp_path, settings, engine, lambda label: lambda *_: None)
+    again, first = (
+        store.read_json(run / "training.json") for run in (further_run / "ablations/full-method", smoke_run)
+    )
+    start = prepare(further_run, settings, engine, lambda label: lambda *_: None)
     data = preference_data(start.problems, start.teachers, start.own, settings)
-    made = train_student(tmp_path, data, prompts, settings, engine, lambda label: lambda *_: None, start.adapter)
-    for place in (".", "warm_up"):
-        assert (tmp_path / place / "training.json").read_bytes() == (smoke_run / place / "training.json").read_bytes()
-    assert made.adapter == store.file_digest(smoke_run / "adapter" / ADAPTER_FILE)
+    prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"), settings)
+    assert first.pop("fingerprint") == training_fingerprint(data, prompts, settings, engine, start.adapter)
+    assert again.pop("fingerprint") and again == first and first["adapter"]  # the digest of the weights
+    for name in ("own_chains.jsonl", f"warm_up/adapter/{ADAPTER_FILE}"):
+        assert (further_run / name).stat().st_mtime_ns == (smoke_run / name).stat().st_mtime_ns, name
+    assert list(further_run.glob("ablations/dstar/chains.jsonl")) and not list(further_run.glob("ablations/*/*.old"))
 
 
 def test_a_broken_further_stage_does_not_stop_the_pipeline(tmp_path: Path) -> None:
