@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,27 +107,51 @@ def test_figures_and_executed_notebooks_are_there(smoke_run: Path) -> None:
         assert any(cell.get("outputs") for cell in notebook["cells"])
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """A run that Ctrl-C ended in its second stage: its folder, its exit code and what it said on stderr."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(folder)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background shell makes children deaf
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=listen, **pipes) as process:
+        while not (folder / "01_record.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    return folder, process.returncode, errors
+
+
 @pytest.mark.slow
-def test_runs_killed_at_random_moments_end_with_the_artifacts_of_the_unbroken_one(
-    smoke_run: Path, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.xdist_group("smoke")  # the test after it goes on with this run
+def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(interrupted: tuple[Path, int, str]) -> None:
+    folder, code, errors = interrupted
+    assert code == 130
+    line = "fcdpo: interrupted; what was finished is kept, run the same command to go on"
+    assert errors.split("\n") == ["", line, ""]
+    assert store.read(folder / "problems.jsonl")
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_and_killed_at_random_moments_ends_with_the_artifacts_of_the_unbroken_one(
+    smoke_run: Path, interrupted: tuple[Path, int, str], request: pytest.FixtureRequest
 ) -> None:
     """The same seed in another folder, kill -9 again and again: all artifacts byte for byte, metrics but for times.
 
-    Three kills, or as many as `--kills` says.
+    Two kills, while the student is trained and evaluated, or as many in any stage as `--kills` says.
     """
-    rng, folder = random.Random(1), tmp_path / "again"
-    command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(folder)]
-    kills, seen = request.config.getoption("--kills"), set()
-    while kills:
+    rng, folder, killed = random.Random(17), interrupted[0], 0
+    command, taken = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(folder)], manifest.load(smoke_run)["stages"]
+    for reached in sorted(rng.choices(STAGES[1:], k=request.config.getoption("--kills"))):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as process:
-            try:
-                assert process.wait(timeout=rng.uniform(1, 40)) == 0, process.stderr.read()
-                shutil.rmtree(folder)  # finished before the kill: once more
-            except subprocess.TimeoutExpired:
-                seen.add(max((entry for entry in manifest.load(folder).get("stages", {})), default=""))
-                process.kill()
-                kills -= 1
-    print("killed in", sorted(seen))
+            while reached not in manifest.load(folder).get("stages", {}):
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.2)
+            time.sleep(rng.uniform(0.2, 0.7) * taken[reached]["seconds"])
+            killed += process.poll() is None
+            process.kill()
+    assert killed
     done = fcdpo("run", "--profile", "smoke", "--run-dir", str(folder))
     assert done.returncode == 0, done.stderr
     for spec in manifest.STAGES:
@@ -140,10 +165,10 @@ def test_runs_killed_at_random_moments_end_with_the_artifacts_of_the_unbroken_on
 
 
 @pytest.mark.slow
-def test_a_second_run_does_nothing(smoke_run: Path) -> None:
+def test_a_second_run_does_nothing(smoke_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (smoke_run / "manifest.json").read_bytes()
-    done = fcdpo("run", "--profile", "smoke", "--run-dir", str(smoke_run))
-    assert done.returncode == 0 and done.stdout.count("up to date, skipped") == 5
+    assert main(["run", "--profile", "smoke", "--run-dir", str(smoke_run)]) == 0
+    assert capfd.readouterr().out.count("up to date, skipped") == 5
     assert (smoke_run / "manifest.json").read_bytes() == before
 
 
@@ -282,28 +307,27 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path, capfd: pytest.CaptureF
     assert got == f"fcdpo: cannot write to run directory {tmp_path}/file/run: not a directory"
 
 
+@pytest.mark.parametrize("spec", [*manifest.STAGES, *manifest.FURTHER], ids=lambda spec: spec.name)
+def test_every_input_of_a_notebook_names_the_stage_that_makes_it(spec: StageSpec) -> None:
+    cells = store.read_json(manifest.NOTEBOOKS / f"{spec.name}.ipynb")["cells"]
+    code = "\n".join(manifest.source_of(cell) for cell in cells if cell["cell_type"] == "code")
+    constants = dict(re.findall(r'^(\w+) = "([^"]+)"$', code, re.M))
+    asked = re.findall(r'stage\.input\((f?"[^"]+"|\w+), "(\d\d)"\)', code)
+    assert len(asked) == code.count("stage.input(") and bool(asked) == bool(spec.inputs)
+    for expression, number in asked:
+        name = constants.get(expression) or expression.strip('f"').format(**constants)
+        (maker,) = (stage for stage in manifest.STAGES if stage.name.startswith(number))
+        assert any(fnmatch(name, made) for made in (*maker.outputs, f"{number}_record.json")), name
+        assert maker.name < spec.name
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage, line",
-    [
-        ("02_teacher_chains", "run 01 first: problems.jsonl is missing"),
-        ("03_preference_data", "run 02 first: chains.jsonl is missing"),
-        ("04_student_training", "run 03 first: completions.jsonl is missing"),
-        ("05_evaluation_and_plots", "run 04 first: adapter_model.safetensors is missing"),
-    ],
-)
-def test_a_stage_without_its_input_names_the_one_before(stage: str, line: str, tmp_path: Path) -> None:
-    if stage[:2] in ("03", "05"):
-        (tmp_path / "problems.jsonl").write_text("")
-    if stage[:2] == "05":
-        for name in ("completions", "blocks"):
-            (tmp_path / f"{name}.jsonl").write_text("")
-    command = [sys.executable, "-m", "papermill", f"{stage}.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3"]
-    command += ["-p", "profile", "smoke", "-p", "run_dir", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = {"cwd": ROOT / "notebooks", "env": environment, "check": False}
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert done.returncode == 1 and line in done.stderr
+def test_a_stage_without_its_input_names_the_one_before(tmp_path: Path) -> None:
+    done = by_hand(tmp_path, "-p", "profile", "smoke", "-p", "run_dir", str(tmp_path), stage="02_teacher_chains")
+    assert done.returncode == 1 and "run 01 first: problems.jsonl is missing" in done.stderr
+    for number, name in (("03", "completions.jsonl"), ("04", "adapter/adapter_model.safetensors")):
+        with pytest.raises(store.StoreError, match=f"^run {number} first: {name.split('/')[-1]} is missing in "):
+            start_stage("05_evaluation_and_plots", "smoke", str(tmp_path)).input(name, number)
 
 
 NOTEBOOK = {
@@ -351,6 +375,7 @@ def test_a_stage_that_does_not_finish_fails_the_run(
     with pytest.raises(StageError) as error:
         runner.run("smoke", run_dir=folder)
     assert str(error.value).startswith(line) and len(str(error.value).splitlines()) == 1
+    assert manifest.load(folder)["stages"]["01_only"]["papermill_exit"] == 1
 
 
 def test_a_cell_that_takes_too_long_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,12 +384,15 @@ def test_a_cell_that_takes_too_long_fails_the_run(tmp_path: Path, monkeypatch: p
         runner.run("smoke", run_dir=folder, cell_timeout=2)
 
 
-def test_notebooks_run_in_their_own_folder_wherever_the_caller_is(
+def test_notebooks_run_in_their_own_folder_and_leave_what_they_make_where_the_caller_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = stage_of(tmp_path, monkeypatch, "import os; assert os.path.exists('01_only.ipynb'), os.getcwd()", RECORD)
-    monkeypatch.chdir("/")
-    runner.run("smoke", run_dir=folder)
+    stage_of(tmp_path, monkeypatch, "import os; assert os.path.exists('01_only.ipynb'), os.getcwd()", RECORD)
+    caller = tmp_path / "caller"
+    caller.mkdir()
+    monkeypatch.chdir(caller)
+    assert runner.run("smoke", run_dir=Path("here")) == caller / "here"
+    assert (caller / "here" / "01_record.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -393,9 +421,11 @@ def test_a_notebook_without_a_tagged_cell_is_refused(tmp_path: Path, monkeypatch
         runner.run("smoke", run_dir=folder)
 
 
-def by_hand(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
-    """papermill alone on the first notebook."""
-    command = [sys.executable, "-m", "papermill", "01_function_definition.ipynb", str(tmp_path / "out.ipynb")]
+def by_hand(
+    tmp_path: Path, *parameters: str, stage: str = "01_function_definition"
+) -> subprocess.CompletedProcess[str]:
+    """papermill alone on one notebook."""
+    command = [sys.executable, "-m", "papermill", f"{stage}.ipynb", str(tmp_path / "out.ipynb")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"cwd": ROOT / "notebooks", "env": environment, "capture_output": True, "text": True}
     return subprocess.run([*command, *parameters], check=False, **options)
@@ -463,7 +493,9 @@ def test_only_and_from_want_the_stages_before(tmp_path: Path, capfd: pytest.Capt
     assert second.startswith("fcdpo: unknown stage '99'; expected one of 01, 02, 03")
 
 
-def test_only_runs_a_stage_that_is_up_to_date_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_runs_a_stage_that_is_up_to_date_once_more_and_a_record_of_before_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = stage_of(tmp_path, monkeypatch, RECORD)
     runner.run("smoke", run_dir=folder)
     first = manifest.load(folder)["stages"]["01_only"]["run"]
@@ -471,13 +503,10 @@ def test_only_runs_a_stage_that_is_up_to_date_once_more(tmp_path: Path, monkeypa
     assert manifest.load(folder)["stages"]["01_only"]["run"] == first
     runner.run("smoke", run_dir=folder, only="01")
     assert manifest.load(folder)["stages"]["01_only"]["run"] != first
-
-
-def test_a_failed_stage_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = stage_of(tmp_path, monkeypatch, "raise ValueError('what is wrong')", RECORD)
-    with pytest.raises(StageError):
+    assert (folder / "01_record.json").exists()
+    stage_of(tmp_path, monkeypatch, "import sys; sys.exit(0)", RECORD)
+    with pytest.raises(StageError, match="ended before its last cell"):
         runner.run("smoke", run_dir=folder)
-    assert manifest.load(folder)["stages"]["01_only"]["papermill_exit"] == 1
 
 
 def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> None:
@@ -490,39 +519,6 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
     assert names[:9] == expected and names[-8:] == profiles
     assert all(line.startswith(("ok ", "NO ")) for line in lines)
     assert "a CUDA GPU of 9 GB (layers not checkpointed from 45 GB on), mistralai/Mistral-7B" in lines[-1]  # t4
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_is_one_line_and_keeps_what_was_done(tmp_path: Path) -> None:
-    command = [*FCDPO, "run", "--profile", "smoke", "--run-dir", str(tmp_path)]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    listen = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background shell makes children deaf
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=listen, **pipes) as process:
-        while not (tmp_path / "01_record.json").exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    line = "fcdpo: interrupted; what was finished is kept, run the same command to go on"
-    assert errors.split("\n") == ["", line, ""]
-    assert store.read(tmp_path / "problems.jsonl")
-
-
-def test_a_record_of_an_earlier_run_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = stage_of(tmp_path, monkeypatch, RECORD)
-    runner.run("smoke", run_dir=folder)
-    assert (folder / "01_record.json").exists()
-    stage_of(tmp_path, monkeypatch, "import sys; sys.exit(0)", RECORD)
-    with pytest.raises(StageError, match="ended before its last cell"):
-        runner.run("smoke", run_dir=folder)
-
-
-def test_a_relative_run_directory_is_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage_of(tmp_path, monkeypatch, RECORD)
-    monkeypatch.chdir(tmp_path)
-    assert runner.run("smoke", run_dir=Path("here")) == tmp_path / "here"
-    assert (tmp_path / "here" / "01_record.json").exists()
 
 
 @pytest.fixture
