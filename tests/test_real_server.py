@@ -25,7 +25,7 @@ from fcdpo_utils.students import embedded_student
 from fcdpo_utils.weights import choose_dtype
 
 pytestmark = pytest.mark.slow
-PROBLEMS, SAMPLES = 6, 5
+PROBLEMS, SAMPLES = 6, 4
 # A process that makes chains, prints a line for each, and is killed by the test.
 GENERATE = """
 import sys
@@ -78,7 +78,7 @@ def test_a_killed_generator_resumes_to_exactly_the_wanted_chains(
 ) -> None:
     path, kills, rng = tmp_path / "chains.jsonl", pytestconfig.getoption("--kills"), random.Random(0)
     settings = [*server.split(), "teacher.kind=server", f"teacher.samples={SAMPLES}", "teacher.turn_tokens=8"]
-    settings += ["teacher.concurrency=2", "limits.calls=3", "limits.errors=2"]
+    settings += ["teacher.concurrency=2", "limits.calls=2", "limits.errors=2"]
     command = [sys.executable, "-c", GENERATE, str(path), *settings]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
 

