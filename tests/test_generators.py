@@ -25,7 +25,7 @@ from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("generators")]  # one process makes them
 
-LOGIC_LEVELS, STORY_LEVELS = (1, 2, 3, 4, 5), (2, 3, 4, 5)
+LOGIC_LEVELS, STORY_LEVELS = (1, 2, 3, 5), (2, 3, 4, 5)
 MOST_STORIES = {"train": 10_000, "test": 5_000}
 SPLITS = [("fol", "train"), ("fol", "test"), ("arithmetic", "train"), ("arithmetic", "test")]
 
@@ -58,7 +58,7 @@ def test_no_question_and_no_canonical_form_is_in_both_splits(task: str, part: st
 def test_labels_stay_balanced_in_every_level(split: str) -> None:
     counts = Counter((problem.level, problem.answer) for problem in problems("fol", split))
     assert {level for level, _ in counts} == set(LOGIC_LEVELS)
-    assert len(counts) == 15 and max(counts.values()) - min(counts.values()) <= 1
+    assert len(counts) == 12 and max(counts.values()) - min(counts.values()) <= 1
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -95,17 +95,10 @@ def rule(condition: str, then: str) -> str:
 
 
 READINGS: tuple[tuple[str, Callable[..., str]], ...] = (
-    (
-        r"Everyone who likes someone who is (.+) is (.+)",
-        lambda a, b: f"likes(x, y) and {literal('y', a)} -> {literal('x', b)}",
-    ),
-    (r"Everyone who likes ([A-Z]\w+) is (.+)", lambda name, then: f"likes(x, {name}) -> {literal('x', then)}"),
     (r"Everyone who is (.+) is (.+)", rule),
     (r"If someone is (.+), then they are (.+)", rule),
     (r"Every (\w+)(?: person)? is (.+)", rule),
     (r"No (\w+)(?: person)? is (.+)", lambda condition, then: rule(condition, f"not {then}")),
-    (r"Someone is (.+)", lambda words: f"exists x. {said_of('x', words)}"),
-    (r"([A-Z]\w+) likes ([A-Z]\w+)", lambda name, other: f"likes({name}, {other})"),
     (r"([A-Z]\w+) is (.+)", said_of),
 )
 

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdpo_utils.tasks.logic import formulas as logic
 from fcdpo_utils.tasks.logic.formulas import (
-    VARIABLES,
+    VARIABLE,
     Formula,
     Literal,
     canonical_form,
-    consequences,
+    consequence,
     decide,
     is_consistent,
-    matches,
     parse_formula,
     parse_literal,
     satisfiable,
     to_clauses,
 )
 
-PREDICATES = ("cat", "dog", "kind")
+PREDICATES = ("cat", "dog", "kind", "old")
 NAMES = ("Tom", "Ann", "Bob")
 Z3_THEORIES = 1_500
 
@@ -44,32 +43,21 @@ def error_of(text: str) -> str:
 # Random formulas of the whole fragment; the source of randomness may be hypothesis's own
 
 
-def random_literal(rng: random.Random, terms: tuple[str, ...]) -> Literal:
-    """Unary or (a quarter) binary, a third of them negated; its first argument is the first of `terms`."""
-    positive = rng.random() < 2 / 3
-    if rng.random() < 0.25:
-        return Literal("likes", (terms[0], rng.choice((*terms, rng.choice(NAMES)))), positive)
-    return Literal(rng.choice(PREDICATES), (terms[0],), positive)
+def random_literal(rng: random.Random, name: str) -> Literal:
+    """A third of them negated."""
+    return Literal(rng.choice(PREDICATES), name, rng.random() < 2 / 3)
 
 
 def random_rule(rng: random.Random) -> Formula:
-    """One to three conditions over x and sometimes y, joined by and / or."""
-    body = [random_literal(rng, ("x",)) for _ in range(rng.choice((1, 1, 2, 3)))]
-    if rng.random() < 0.25:
-        body[-1] = Literal("likes", ("x", "y"), rng.random() < 2 / 3)
-    bound = tuple(sorted({arg for literal in body for arg in literal.args if arg in VARIABLES}))
-    head = random_literal(rng, (rng.choice(bound), *bound))
-    return Formula(tuple(body), rng.choice(("and", "or")) if len(body) > 1 else "and", head)
+    """One to three conditions about x and, some of them, a name, joined by and / or."""
+    first, *others = (random_literal(rng, VARIABLE) for _ in range(rng.choice((1, 1, 2, 3))))
+    body = [first, *(replace(literal, name=rng.choice((VARIABLE, *NAMES))) for literal in others)]
+    rng.shuffle(body)
+    return Formula(tuple(body), rng.choice(("and", "or")) if others else "and", random_literal(rng, VARIABLE))
 
 
 def random_fact(rng: random.Random) -> Formula:
-    """A ground literal, a disjunction or conjunction of two or three, or somebody unnamed with one or two qualities."""
-    if rng.random() < 0.2:
-        body = tuple(random_literal(rng, ("x",)) for _ in range(rng.choice((1, 2))))
-        return Formula(body, rng.choice(("and", "or")) if len(body) > 1 else "and", exists=True)
-    size = rng.choice((1, 1, 1, 2, 3))
-    body = tuple(random_literal(rng, (rng.choice(NAMES),)) for _ in range(size))
-    return Formula(body, rng.choice(("and", "or", "or")) if size > 1 else "and")
+    return Formula((random_literal(rng, rng.choice(NAMES)),))
 
 
 def random_formula(rng: random.Random) -> Formula:
@@ -82,19 +70,15 @@ def random_theory(rng: random.Random) -> tuple[list[Formula], Formula]:
 
 
 def renamed_literal(literal: Literal, names: dict[str, str]) -> Literal:
-    args = tuple(names.get(arg, arg) for arg in literal.args)
-    return Literal(names.get(literal.predicate, literal.predicate), args, literal.positive)
+    name, predicate = (names.get(symbol, symbol) for symbol in (literal.name, literal.predicate))
+    return Literal(predicate, name, literal.positive)
 
 
 def renamed(formula: Formula, names: dict[str, str], rng: random.Random) -> Formula:
-    """`formula` with symbols (and, in a rule or an existential, variables) renamed and its body shuffled."""
-    shuffled = rng.sample(VARIABLES, 3)
-    names = names | dict(zip(VARIABLES, shuffled, strict=True))
+    """`formula` with symbols renamed and its body shuffled."""
     body = [renamed_literal(literal, names) for literal in formula.body]
     rng.shuffle(body)
-    return Formula(
-        tuple(body), formula.connective, formula.head and renamed_literal(formula.head, names), formula.exists
-    )
+    return Formula(tuple(body), formula.connective, formula.head and renamed_literal(formula.head, names))
 
 
 randoms = st.randoms(use_true_random=False)
@@ -108,19 +92,17 @@ theories = randoms.map(random_theory)
 @pytest.mark.parametrize(
     ("text", "formula"),
     [
-        ("cat(Tom)", Formula((Literal("cat", ("Tom",)),))),
-        ("not cat(Tom)", Formula((Literal("cat", ("Tom",), False),))),
-        ("likes(Tom, Ann)", Formula((Literal("likes", ("Tom", "Ann")),))),
-        ("cat(Tom) or dog(Tom)", Formula((Literal("cat", ("Tom",)), Literal("dog", ("Tom",))), "or")),
-        ("exists x. cat(x)", Formula((Literal("cat", ("x",)),), exists=True)),
-        ("cat(x) -> dog(x)", Formula((Literal("cat", ("x",)),), "and", Literal("dog", ("x",)))),
+        ("cat(Tom)", Formula((Literal("cat", "Tom"),))),
+        ("not cat(Tom)", Formula((Literal("cat", "Tom", False),))),
+        ("cat(x) -> dog(x)", Formula((Literal("cat", "x"),), "and", Literal("dog", "x"))),
+        ("cat(z) -> dog(y)", Formula((Literal("cat", "x"),), "and", Literal("dog", "x"))),
         (
             "cat(x) and not dog(x) -> kind(x)",
-            Formula((Literal("cat", ("x",)), Literal("dog", ("x",), False)), "and", Literal("kind", ("x",))),
+            Formula((Literal("cat", "x"), Literal("dog", "x", False)), "and", Literal("kind", "x")),
         ),
         (
-            "cat(x) or dog(x) -> not kind(x)",
-            Formula((Literal("cat", ("x",)), Literal("dog", ("x",))), "or", Literal("kind", ("x",), False)),
+            "cat(x) or dog(Tom) -> not kind(x)",
+            Formula((Literal("cat", "x"), Literal("dog", "Tom")), "or", Literal("kind", "x", False)),
         ),
     ],
 )
@@ -138,15 +120,11 @@ def test_spaces_and_a_final_dot_do_not_matter(text: str) -> None:
     assert str(parse_formula(text)) == "cat(Tom)"
 
 
-@pytest.mark.parametrize("text", ["likes(Tom,Ann)", "likes( Tom ,  Ann )"])
-def test_arguments_are_printed_with_a_comma_and_a_space(text: str) -> None:
-    assert str(parse_formula(text)) == "likes(Tom, Ann)"
-
-
 @pytest.mark.parametrize(
     "text",
     ["", "cat", "cat()", "cat(Tom", "Cat(Tom)", "cat(Tom) dog(Tom)", "no cat(Tom)", "not not cat(Tom)", "cat(1)"]
-    + ["cat(Tom) & dog(Tom)", "all x. cat(x)", "cat(Tom,)", "kätzchen(Tom)", "cat(dog(Tom))"],
+    + ["cat(Tom) & dog(Tom)", "all x. cat(x)", "cat(Tom,)", "kätzchen(Tom)", "cat(dog(Tom))"]
+    + ["likes(Tom, Ann)", "exists x. cat(x)"],
 )
 def test_text_that_is_no_formula_is_quoted_with_an_example(text: str) -> None:
     assert error_of(text) == f'cannot read "{text}"; write for example not cat(Tom)'
@@ -164,14 +142,10 @@ def test_at_most_forty_characters_are_quoted() -> None:
     ("text", "line"),
     [
         ("cat(x) and dog(x) or kind(x) -> old(x)", "mix of 'and' and 'or'; use one of them"),
-        ("exists x. cat(x) -> dog(x)", "an existential rule is not allowed"),
-        ("cat(x) -> dog(y)", "variable y is not in the rule's condition"),
-        ("cat(Tom) -> likes(Tom, z)", "variable z is not in the rule's condition"),
-        ("cat(x)", "a fact needs a name, not the variable x"),
-        ("exists x. likes(x, y)", "a fact needs a name, not the variable y"),
-        ("exists x. cat(Tom)", "exists x binds nothing"),
-        ("likes(Tom, Ann, Bob, Tom)", "likes may speak of at most 3 names, got 4"),
-        (f"not cat({', '.join(NAMES * 50)})", "cat may speak of at most 3 names, got 150"),
+        ("cat(Tom) -> dog(y)", "the variable of the conclusion is not in the rule's condition"),
+        ("cat(x)", "a fact needs a name, not a variable"),
+        ("cat(Tom) or dog(Tom)", "only a rule joins statements by 'or'"),
+        ("cat(x) and dog(x)", "only a rule joins statements by 'and'"),
         (" or ".join(["cat(Tom)"] * 9), "at most 8 statements may be joined by 'or', got 9"),
         (" and ".join(["cat(x)"] * 90) + " -> dog(x)", "at most 8 statements may be joined by 'and', got 90"),
     ],
@@ -189,8 +163,8 @@ def test_any_printable_text_is_a_formula_or_one_error_line(text: str) -> None:
 
 
 def test_a_literal_denied_twice_is_itself() -> None:
-    literal = parse_literal("not likes(x, Ann)")
-    assert str(literal.negated()) == "likes(x, Ann)"
+    literal = parse_literal("not kind(Ann)")
+    assert str(literal.negated()) == "kind(Ann)"
     assert literal.negated().negated() == literal
 
 
@@ -202,11 +176,9 @@ def test_a_literal_denied_twice_is_itself() -> None:
     [
         ("cat(x) and dog(x) -> kind(x)", "dog(x) and cat(x) -> kind(x)"),
         ("cat(x) -> kind(x)", "cat(z) -> kind(z)"),
-        ("likes(x, y) and cat(y) -> kind(x)", "cat(x) and likes(y, x) -> kind(y)"),
         ("cat(x) and cat(x) -> kind(x)", "cat(x) -> kind(x)"),
         ("cat(x) or cat(x) -> kind(x)", "cat(y) -> kind(y)"),
-        ("cat(Tom) or dog(Ann)", "dog(Ann) or cat(Tom)"),
-        ("exists x. cat(x) and dog(x)", "exists y. dog(y) and cat(y)"),
+        ("cat(x) or dog(Ann) -> kind(x)", "dog(Ann) or cat(z) -> kind(z)"),
     ],
 )
 def test_order_variable_names_and_repetition_do_not_make_a_difference(first: str, second: str) -> None:
@@ -220,12 +192,9 @@ def test_order_variable_names_and_repetition_do_not_make_a_difference(first: str
         ("cat(x) -> kind(x)", "cat(x) -> not kind(x)"),
         ("cat(x) -> kind(x)", "cat(Tom) -> kind(Tom)"),
         ("cat(x) and dog(x) -> kind(x)", "cat(x) or dog(x) -> kind(x)"),
-        ("cat(x) and dog(x) -> kind(x)", "cat(x) and dog(y) -> kind(x)"),
-        ("likes(x, y) -> kind(x)", "likes(x, y) -> kind(y)"),
-        ("likes(x, y) -> kind(x)", "likes(x, x) -> kind(x)"),
+        ("cat(x) and dog(x) -> kind(x)", "cat(x) and dog(Tom) -> kind(x)"),
         ("cat(Tom)", "cat(Ann)"),
-        ("cat(Tom)", "exists x. cat(x)"),
-        ("likes(Tom, Ann)", "likes(Ann, Tom)"),
+        ("cat(Tom)", "not cat(Tom)"),
     ],
 )
 def test_different_formulas_are_not_the_same(first: str, second: str) -> None:
@@ -233,9 +202,7 @@ def test_different_formulas_are_not_the_same(first: str, second: str) -> None:
 
 
 @given(formulas, randoms)
-def test_a_formula_is_the_same_with_its_variables_renamed_and_its_body_shuffled(
-    formula: Formula, rng: random.Random
-) -> None:
+def test_a_formula_is_the_same_with_its_body_shuffled(formula: Formula, rng: random.Random) -> None:
     other = renamed(formula, {}, rng)
     assert formula.same_as(other) and other.same_as(formula)
 
@@ -254,16 +221,9 @@ def test_a_formula_is_the_same_with_its_variables_renamed_and_its_body_shuffled(
         (["cat(x) -> kind(x)", "not kind(Tom)"], "cat(Tom)", "False"),
         (["cat(x) -> kind(x)", "kind(Tom)"], "cat(Tom)", "Unknown"),
         (["cat(x) -> kind(x)", "not cat(x) -> kind(x)"], "kind(Tom)", "True"),
-        (["cat(Tom) or dog(Tom)", "cat(x) -> kind(x)", "dog(x) -> kind(x)"], "kind(Tom)", "True"),
-        (["exists x. cat(x)", "cat(x) -> kind(x)"], "exists x. kind(x)", "True"),
-        (["exists x. cat(x)"], "cat(Tom)", "Unknown"),
-        (["cat(Tom)"], "exists x. cat(x)", "True"),
-        (["cat(x) -> dog(x)", "cat(x) -> not dog(x)"], "exists x. cat(x)", "False"),
-        (["exists x. cat(x)", "exists x. dog(x)"], "exists x. cat(x) and dog(x)", "Unknown"),
-        (["cat(Tom)"], "exists x. cat(x) or dog(x)", "True"),
-        (["cat(Tom)"], "cat(Tom) or dog(Tom)", "True"),
-        (["not cat(Tom)", "not dog(Tom)"], "cat(Tom) or dog(Tom)", "False"),
-        (["likes(x, y) -> likes(y, x)", "likes(Tom, Ann)"], "likes(Ann, Tom)", "True"),
+        (["cat(x) or dog(x) -> kind(x)", "not kind(Tom)"], "dog(Tom)", "False"),
+        (["cat(x) -> dog(x)", "cat(x) -> not dog(x)"], "cat(Tom)", "False"),
+        (["cat(Tom) and dog(x) -> kind(x)", "cat(Tom)", "dog(Ann)"], "kind(Ann)", "True"),
     ],
 )
 def test_a_goal_is_decided(premises: list[str], goal: str, label: str) -> None:
@@ -275,7 +235,6 @@ def test_a_goal_is_decided(premises: list[str], goal: str, label: str) -> None:
     [
         ["cat(Tom)", "not cat(Tom)"],
         ["cat(x) -> dog(x)", "cat(Tom)", "not dog(Tom)"],
-        ["exists x. cat(x)", "cat(x) -> dog(x)", "cat(x) -> not dog(x)"],
         ["cat(x) -> not cat(x)", "not cat(x) -> cat(x)"],
     ],
 )
@@ -284,17 +243,6 @@ def test_premises_that_contradict_each_other_decide_nothing(premises: list[str])
         decide(theory(*premises), parse_formula("kind(Ann)"))
     assert str(caught.value) == "the premises contradict each other"
     assert not is_consistent(theory(*premises))
-
-
-def test_an_existential_speaks_of_somebody_new_each_time() -> None:
-    assert is_consistent(theory("exists x. cat(x)", "exists x. not cat(x)"))
-
-
-def test_too_many_ground_clauses_are_refused_with_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logic, "MAX_GROUND_CLAUSES", 10)
-    with pytest.raises(ValueError) as caught:
-        decide(theory("likes(x, y) -> likes(y, x)", *(f"cat({name})" for name in "ABCD")), parse_formula("cat(A)"))
-    assert str(caught.value) == "more than 10 ground clauses"
 
 
 @given(theories)
@@ -343,20 +291,15 @@ class Z3Oracle:
         return answer == self.z3.sat
 
     def formula(self, formula: Formula):
+        if formula.head is None:
+            return self.literal(formula.body[0])
         join = self.z3.And if formula.connective == "and" else self.z3.Or
-        matrix = join(*map(self.literal, formula.body))
-        if formula.head is not None:
-            matrix = self.z3.Implies(matrix, self.literal(formula.head))
-        variables = sorted({arg for literal in formula.literals() for arg in literal.args if arg in VARIABLES})
-        if not variables:
-            return matrix
-        quantifier = self.z3.Exists if formula.exists else self.z3.ForAll
-        return quantifier([self.z3.Const(name, self.thing) for name in variables], matrix)
+        matrix = self.z3.Implies(join(*map(self.literal, formula.body)), self.literal(formula.head))
+        return self.z3.ForAll([self.z3.Const(VARIABLE, self.thing)], matrix)
 
     def literal(self, literal: Literal):
-        sorts = [self.thing] * len(literal.args) + [self.z3.BoolSort()]
-        symbol = self.z3.Function(f"{literal.predicate}{len(literal.args)}", *sorts)
-        atom = symbol(*(self.z3.Const(arg, self.thing) for arg in literal.args))
+        symbol = self.z3.Function(literal.predicate, self.thing, self.z3.BoolSort())
+        atom = symbol(self.z3.Const(literal.name, self.thing))
         return atom if literal.positive else self.z3.Not(atom)
 
 
@@ -382,66 +325,38 @@ def test_z3_agrees_on_fifteen_hundred_random_theories() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "fact", "binding"),
-    [
-        ("cat(x)", "cat(Tom)", {"x": "Tom"}),
-        ("likes(x, Ann)", "likes(Tom, Ann)", {"x": "Tom"}),
-        ("likes(x, Ann)", "likes(Tom, Bob)", None),
-        ("likes(x, x)", "likes(Tom, Ann)", None),
-        ("likes(x, x)", "likes(Tom, Tom)", {"x": "Tom"}),
-        ("cat(x)", "not cat(Tom)", None),
-        ("cat(x)", "dog(Tom)", None),
-        ("cat(x)", "cat(Tom, Ann)", None),
-        ("cat(Tom)", "cat(Tom)", {}),
-    ],
-)
-def test_a_pattern_matches_a_fact(pattern: str, fact: str, binding: dict[str, str] | None) -> None:
-    assert matches(parse_literal(pattern), parse_literal(fact), {}) == binding
-
-
-def test_a_pattern_must_agree_with_what_is_bound_already() -> None:
-    assert matches(parse_literal("cat(x)"), parse_literal("cat(Tom)"), {"x": "Ann"}) is None
-
-
-@pytest.mark.parametrize(
     ("rule", "known", "found"),
     [
-        ("cat(x) -> kind(x)", ["cat(Tom)"], ["kind(Tom)"]),
-        ("cat(x) -> kind(x)", ["not cat(Tom)"], []),
-        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)"], []),
-        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)", "dog(Ann)"], []),
-        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)", "dog(Tom)"], ["kind(Tom)"]),
-        ("dog(x) and cat(x) -> kind(x)", ["cat(Tom)", "dog(Tom)"], ["kind(Tom)"]),
-        ("cat(x) or dog(x) -> kind(x)", ["cat(Tom)"], ["kind(Tom)"]),
-        ("cat(x) and likes(x, y) -> likes(y, x)", ["cat(Tom)", "likes(Tom, Ann)"], ["likes(Ann, Tom)"]),
-        (
-            "cat(x) and dog(y) -> likes(x, y)",
-            ["cat(Tom)", "dog(Ann)", "dog(Bob)"],
-            ["likes(Tom, Ann)", "likes(Tom, Bob)"],
-        ),
-        ("cat(x) or dog(y) -> likes(x, y)", ["cat(Tom)"], []),
+        ("cat(x) -> kind(x)", ["cat(Tom)"], "kind(Tom)"),
+        ("cat(x) -> kind(x)", ["not cat(Tom)"], None),
+        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)"], None),
+        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)", "dog(Ann)"], None),
+        ("cat(x) and dog(x) -> kind(x)", ["cat(Tom)", "dog(Tom)"], "kind(Tom)"),
+        ("dog(x) and cat(x) -> kind(x)", ["cat(Tom)", "dog(Tom)"], "kind(Tom)"),
+        ("cat(x) or dog(x) -> kind(x)", ["cat(Tom)"], "kind(Tom)"),
+        ("cat(Ann) -> kind(Ann)", ["cat(Tom)"], None),
+        ("cat(x) and dog(Ann) -> kind(x)", ["cat(Tom)", "dog(Ann)"], "kind(Tom)"),
     ],
 )
-def test_a_rule_applied_to_the_first_fact_yields(rule: str, known: list[str], found: list[str]) -> None:
+def test_a_rule_applied_to_the_first_fact_yields(rule: str, known: list[str], found: str | None) -> None:
     facts = [parse_literal(text) for text in known]
-    assert list(map(str, consequences(parse_formula(rule), facts[0], facts))) == found
+    assert consequence(parse_formula(rule), facts[0], facts) == (found and parse_literal(found))
 
 
 @given(randoms)
 @settings(deadline=None)
 def test_what_a_rule_yields_is_entailed(rng: random.Random) -> None:
-    rule, facts = random_rule(rng), [random_literal(rng, (rng.choice(NAMES),)) for _ in range(4)]
+    rule, facts = random_rule(rng), [random_literal(rng, rng.choice(NAMES)) for _ in range(4)]
     premises = [rule, *(Formula((fact,)) for fact in facts)]
-    for literal in consequences(rule, facts[0], facts):
-        denied = Formula((literal.negated(),))
-        assert not satisfiable(to_clauses([*premises, denied]))
+    if found := consequence(rule, facts[0], facts):
+        assert not satisfiable(to_clauses([*premises, Formula((found.negated(),))]))
 
 
 # The canonical form
 
 
 def symbols_renamed(rng: random.Random) -> dict[str, str]:
-    predicates, names = ("likes", *PREDICATES), NAMES
+    predicates, names = PREDICATES, NAMES
     new_names = rng.sample(("Zoe", "Max", "tom", "Ann", "Tom"), len(names))
     new_predicates = rng.sample(("dog", "cat", "old", "likes", "wise", "tall"), len(predicates))
     return dict(zip((*predicates, *names), (*new_predicates, *new_names), strict=True))
@@ -449,7 +364,7 @@ def symbols_renamed(rng: random.Random) -> dict[str, str]:
 
 @given(theories, randoms)
 @settings(deadline=None)
-def test_the_canonical_form_is_blind_to_symbols_variables_and_order(
+def test_the_canonical_form_is_blind_to_symbols_and_order(
     case: tuple[list[Formula], Formula], rng: random.Random
 ) -> None:
     premises, goal = case

@@ -12,7 +12,7 @@ from functools import lru_cache
 from fcdpo_utils.problems import Mistake, Problem, Task
 from fcdpo_utils.tasks.logic import theories
 from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
-from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools, HigherDeductionTools
+from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools
 
 
 def _misread(functions: str, misreading: Callable[[str, Problem, random.Random], str | None]) -> Mistake:
@@ -62,7 +62,7 @@ def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list
 
 
 class FirstOrderLogic(Task):
-    """Puzzles of `theories`; levels 1 to 3 and 5 are proof depths, level 4 has harder schemas."""
+    """Puzzles of `theories`; a level is the depth of the proof."""
 
     name = "fol"
     instruction = (
@@ -70,7 +70,7 @@ class FirstOrderLogic(Task):
         "states it, find out what follows, conclude, stop."
     )
     accepted_is_right = True
-    toolsets = {"deduction": DeductionTools, "higher": HigherDeductionTools, "decide": DecideTools}
+    toolsets = {"deduction": DeductionTools, "decide": DecideTools}
     mistakes = {
         "dropped_negation": _misread("Rule|Fact|Premise", lambda text, problem, rng: text.replace("not ", "", 1)),
         "dropped_condition": _misread(  # a rule with two conditions, as if it had only the first
@@ -93,9 +93,8 @@ class FirstOrderLogic(Task):
         return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
 
     def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
-        default = "higher" if theories.has_harder_schemas(problem.level, problem.split) else "deduction"
         premises, goal = _parsed(tuple(problem.details["premises"]), problem.details["goal"])
-        return self.toolset(toolset or default)(premises, goal)
+        return self.toolset(toolset)(premises, goal)
 
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
         return [*self.start(problem, toolset).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import NamedTuple, get_args
 
 from fcdpo_utils.problems import Problem, check_request
-from fcdpo_utils.tasks.logic.formulas import Formula, Label, Literal, canonical_form, decide, is_consistent
+from fcdpo_utils.tasks.logic.formulas import VARIABLE, Formula, Label, Literal, canonical_form, decide, is_consistent
 from fcdpo_utils.tasks.logic.toolsets import DeductionTools
 
 LABELS: tuple[Label, ...] = get_args(Label)
 SPLITS = ("train", "test", "ood_words", "ood_depth")
-LEVELS = (1, 2, 3, 4, 5)
+LEVELS = (1, 2, 3, 5)
 DEPTHS = (4, 5, 6)  # the levels of ood_depth
 MAX_DRAFTS = 4_000
 JOINED_SHARE = 0.2  # of rules: two conditions
@@ -66,36 +66,21 @@ def split_of(canonical: str) -> str:
     return "test" if int(canonical, 16) % 10 < 3 else "train"
 
 
-def has_harder_schemas(level: int, split: str) -> bool:
-    """Whether this level has disjunctive facts, relations and the like instead of longer proofs."""
-    return level == 4 and split != "ood_depth"
-
-
 def _draft(rng: random.Random, split: str, level: int, label: Label) -> Problem | None:
     """One random theory as a problem without its id, or None when a check rejects it."""
     words = OTHER_WORDS if split == "ood_words" else MAIN_WORDS
     size = (9, 14) if split == "ood_depth" else (5, 10) if level == 5 else (4, 8)  # more steps need more words
     draft = _Draft(rng, words, *size, PRACTISED_SHARE if split == "train" else JOINED_SHARE)
-    harder = has_harder_schemas(level, split)
-    if harder:
-        rng.choice([draft.contraposition, draft.disjunction, draft.relation, draft.given_somebody])()
-    else:
-        draft.given()
-    draft.chain(rng.randint(0, 1) if harder else level)
+    draft.chain(level)
     goal = draft.distractors_and_goal(label)
     premises = rng.sample(draft.premises, len(draft.premises))
     form = canonical_form(premises, goal)
     if split != "ood_words" and split_of(form) != ("train" if split == "train" else "test"):
         return None
-    if not is_consistent(premises) or decide(premises, goal) != label:
-        return None
-    joined = any(p.head is not None and p.connective == "and" and len(p.body) > 1 for p in premises)
-    if label != "Unknown" and joined and any(p.exists for p in premises):
-        return None  # the second condition is not known of the witness: only a proof by cases could justify it
-    if not harder and not _is_derivable(premises, goal, label):
+    if not is_consistent(premises) or decide(premises, goal) != label or not _is_derivable(premises, goal, label):
         return None
     question = " ".join([*(say(premise, rng) for premise in premises), f"Statement: {say(goal, rng)}"])
-    details = {"premises": list(map(str, premises)), "goal": str(goal), "depth": draft.depth}
+    details = {"premises": list(map(str, premises)), "goal": str(goal), "depth": level}
     return Problem("", "fol", split, level, question, label, form, details)
 
 
@@ -107,30 +92,19 @@ def _is_derivable(premises: list[Formula], goal: Formula, label: Label) -> bool:
 
 
 class _Draft:
-    """Premises under construction; the last literal `derived` is what the next rule fires on."""
+    """Premises under construction, from one fact on; the last literal `derived` is what the next rule fires on."""
 
     def __init__(self, rng: random.Random, words: Vocabulary, nouns: int, adjectives: int, joined_share: float):
         self.rng, self.joined_share = rng, joined_share
         self.name = rng.choice(words.names)
-        self.anybody = {self.name: "x"}
-        self.other_name = rng.choice([name for name in words.names if name != self.name])
+        rng.choice(words.names[1:])  # of an earlier version's second person: the same seeds give the same puzzles
         self.predicates = rng.sample(words.nouns, nouns) + rng.sample(words.adjectives, adjectives)
         rng.shuffle(self.predicates)
-        self.premises: list[Formula] = []
-        self.derived: list[Literal] = []
-        self.depth = 0
+        self.derived = [self.new_literal()]
+        self.premises = [Formula((self.derived[0],))]
 
-    def new_literal(self, negative_share: float = 0.25, name: str | None = None) -> Literal:
-        return Literal(self.predicates.pop(), (name or self.name,), self.rng.random() >= negative_share)
-
-    def given(self) -> None:
-        self.derived.append(self.new_literal())
-        self.premises.append(Formula((self.derived[-1],)))
-
-    def given_somebody(self) -> None:
-        """Somebody unnamed has a quality; statements about somebody follow."""
-        self.derived.append(self.new_literal(0.0))
-        self.premises.append(Formula((self.derived[-1].bind(self.anybody),), exists=True))
+    def new_literal(self) -> Literal:
+        return Literal(self.predicates.pop(), self.name, self.rng.random() >= 0.25)
 
     def chain(self, depth: int) -> None:
         """`depth` rules, each firing on the literal before; some with a second condition."""
@@ -142,30 +116,7 @@ class _Draft:
             if not joined_by_or:
                 self.premises += [Formula((second,)) for second in body[1:]]
             self._rule(body, "or" if joined_by_or else "and", head)
-            self._derive(head)
-
-    def contraposition(self) -> None:
-        cause, effect = self.new_literal(0.0), self.new_literal()
-        self._rule([cause], "and", effect)
-        self.premises.append(Formula((effect.negated(),)))
-        self._derive(cause.negated())
-
-    def disjunction(self) -> None:
-        left, right = self.new_literal(0.0), self.new_literal(0.0)
-        self.premises += [Formula((left, right), "or"), Formula((left.negated(),))]
-        self._derive(right)
-
-    def relation(self) -> None:
-        head = self.new_literal()
-        self.premises.append(Formula((Literal("likes", (self.name, self.other_name)),)))
-        if self.rng.random() < 0.5:
-            body = [Literal("likes", ("x", self.other_name))]
-        else:
-            quality = self.new_literal(0.0, self.other_name)
-            self.premises.append(Formula((quality,)))
-            body = [Literal("likes", ("x", "y")), replace(quality, args=("y",))]
-        self._rule(body, "and", head)
-        self._derive(head)
+            self.derived.append(head)
 
     def distractors_and_goal(self, label: Label) -> Formula:
         """Add one or two rules that never fire and choose the statement to ask about."""
@@ -175,8 +126,6 @@ class _Draft:
         self._rule([self._idle_condition(head.predicate)], "and", head)
         if self.rng.random() < 0.4:
             self._rule([self._idle_condition()], "and", self.new_literal())
-        if any(premise.exists for premise in self.premises):
-            return Formula((target.bind(self.anybody),), exists=True)
         negate = self.rng.random() < 0.25 if label == "Unknown" else label == "False"
         return Formula((target.negated() if negate else target,))
 
@@ -188,15 +137,11 @@ class _Draft:
         return self.new_literal()
 
     def _rule(self, body: list[Literal], connective: str, head: Literal) -> None:
-        if len(body) > 1 and body[0].predicate != "likes":
+        if len(body) > 1:
             body = body[::-1] if self.rng.random() < 0.5 else body
             body = sorted(body, key=lambda literal: not literal.positive)  # "not a and b" would be ambiguous
-        generic = tuple(literal.bind(self.anybody) for literal in body)
-        self.premises.append(Formula(generic, connective, head.bind(self.anybody)))
-
-    def _derive(self, literal: Literal) -> None:
-        self.derived.append(literal)
-        self.depth += 1
+        *generic, then = (replace(literal, name=VARIABLE) for literal in (*body, head))
+        self.premises.append(Formula(tuple(generic), connective, then))
 
 
 _NOUNS = frozenset(MAIN_WORDS.nouns + OTHER_WORDS.nouns)
@@ -205,15 +150,10 @@ _NOUNS = frozenset(MAIN_WORDS.nouns + OTHER_WORDS.nouns)
 def say(formula: Formula, rng: random.Random) -> str:
     """One English sentence for `formula`, in a randomly chosen template."""
     first, *others = formula.body
-    is_relation = first.predicate == "likes"
     said = f" {formula.connective} ".join(map(_quality, formula.body))
     if formula.head is None:
-        who = "Someone" if formula.exists else first.args[0]
-        return f"{who} likes {first.args[1]}." if is_relation else f"{who} is {said}."
+        return f"{first.name} is {said}."
     then = _quality(formula.head)
-    if is_relation:
-        whom = f"someone who is {_quality(others[0])}" if others else first.args[1]
-        return f"Everyone who likes {whom} is {then}."
     templates = [f"Everyone who is {said} is {then}.", f"If someone is {said}, then they are {then}."]
     if not others and first.positive:
         person = first.predicate if first.predicate in _NOUNS else f"{first.predicate} person"

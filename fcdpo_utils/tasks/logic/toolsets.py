@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from random import Random
+from typing import Any
 
-from fcdpo_utils.tasks.logic.formulas import Formula, Label, Literal, consequences, decide, matches, parse_formula
+from fcdpo_utils.tasks.logic.formulas import Formula, Label, Literal, consequence, decide, parse_formula
 from fcdpo_utils.tools import ToolError, Toolset, tool
 
 
@@ -47,7 +48,7 @@ class DeductionTools(FolTools):
     def __init__(self, premises: Sequence[Formula], goal: Formula):
         super().__init__(premises, goal)
         self.rules: list[Formula] = []
-        self.facts: list[Formula] = []
+        self.facts: list[Literal] = []
 
     @tool('Fact("rich(Tom)")')
     def Fact(self, text: str) -> str:
@@ -55,11 +56,8 @@ class DeductionTools(FolTools):
         fact = self.formalise(text)
         if fact.head is not None:
             raise ToolError("this is a rule; use Rule")
-        if not fact.exists:
-            self.facts.append(fact)
-            return f"F{len(self.facts)}" + self._met_rule()
-        body = fact.about(f"Someone{len(self.facts) + 1}")
-        return self._record([Formula(body, "or")] if fact.connective == "or" else [Formula((lit,)) for lit in body])
+        self.facts.append(fact.body[0])
+        return f"F{len(self.facts)}" + self._met_rule()
 
     @tool('Rule("rich(x) -> kind(x)")')
     def Rule(self, text: str) -> str:
@@ -73,11 +71,12 @@ class DeductionTools(FolTools):
     @tool('Apply("R1", "F1")')
     def Apply(self, rule: str, fact: str) -> str:
         """Apply a rule to a fact; its other conditions must be recorded."""
-        applied, literal = _numbered("R", rule, self.rules), self._literal(fact)
-        found = consequences(applied, literal, self.known())
-        if not found:
+        applied, literal = _numbered("R", rule, self.rules), _numbered("F", fact, self.facts)
+        found = consequence(applied, literal, self.facts)
+        if found is None:
             raise ToolError(f"{applied} does not apply to {literal}")
-        return self._record([Formula((literal,)) for literal in found])
+        self.facts.append(found)
+        return f"F{len(self.facts)}: {found}"
 
     @tool('Query("kind(Tom)")')
     def Query(self, goal: str) -> str:
@@ -86,10 +85,10 @@ class DeductionTools(FolTools):
 
     def look_up(self, goal: Formula) -> str:
         """What a query of the one statement `goal` says."""
-        statement, known = goal.body[0], self.known()
-        if any(matches(statement, fact, {}) is not None for fact in known):
+        statement = goal.body[0]
+        if statement in self.facts:
             return "True"
-        if not goal.exists and statement.negated() in known:
+        if statement.negated() in self.facts:
             return "False"
         return "Unknown" if self.is_exhausted() else "Not derived yet"
 
@@ -99,7 +98,7 @@ class DeductionTools(FolTools):
         for step in derivation(self, rng):
             self.call(step)
             calls.append(step)
-            if step.startswith(("Apply", "Eliminate")):
+            if step.startswith("Apply"):
                 calls.append(query)
                 if self.look_up(self.goal) in ("True", "False"):
                     return calls
@@ -110,71 +109,32 @@ class DeductionTools(FolTools):
         return self.answer == self.look_up(self.goal)
 
     def recent(self) -> dict[int, Literal]:
-        """Number -> literal of the facts, the most recent first, disjunctions left out."""
-        numbered = reversed(list(enumerate(self.facts, start=1)))
-        return {number: fact.body[0] for number, fact in numbered if len(fact.body) == 1}
-
-    def known(self) -> list[Literal]:
-        """The derived ground literals, disjunctions left out."""
-        return [fact.body[0] for fact in self.facts if len(fact.body) == 1]
+        """Number -> fact, the most recent first."""
+        return dict(reversed(list(enumerate(self.facts, start=1))))
 
     def is_exhausted(self) -> bool:
         """Whether everything that the premises yield by these steps has been derived."""
-        return reachable_facts(self.premises, type(self)) <= set(map(_anyone, self.known()))
+        return reachable_facts(self.premises) <= set(self.facts)
 
     def _state_of(self, rule: Formula) -> str:
         """What a rule just recorded applies to, or what it lacks: a proof assistant shows its open goals too."""
-        known, recent = self.known(), self.recent()
+        recent = self.recent()
         for number, literal in recent.items():
-            if yields(rule, literal, known):
+            if yields(rule, literal, self.facts):
                 return f": applies to F{number}"
-        for literal, condition in product(recent.values(), rule.body):
-            binding = matches(condition, literal, {})
-            if rule.connective == "and" and binding is not None:
-                others = [other.bind(binding) for other in rule.body if other != condition]
-                lacking = [str(other) for other in others if other not in known]
+        for literal in recent.values() if rule.connective == "and" else ():
+            body = [condition.about(literal.name) for condition in rule.body]
+            if literal in body:
+                lacking = [str(other) for other in body if other not in self.facts]
                 return f": lacks {' and '.join(lacking)}" if lacking else ""
         return ""
 
     def _met_rule(self) -> str:
         """The most recent rule that the fact just recorded sets going, if any."""
-        for number in range(len(self.rules), 0, -1) if len(self.facts[-1].body) == 1 else ():
-            if yields(self.rules[number - 1], self.facts[-1].body[0], self.known()):
+        for number in range(len(self.rules), 0, -1):
+            if yields(self.rules[number - 1], self.facts[-1], self.facts):
                 return f": R{number} applies"
         return ""
-
-    def _record(self, facts: list[Formula]) -> str:
-        self.facts += facts
-        first = len(self.facts) - len(facts) + 1
-        return ", ".join(f"F{number}: {fact}" for number, fact in enumerate(facts, start=first))
-
-    def _literal(self, name: str) -> Literal:
-        fact = _numbered("F", name, self.facts)
-        if len(fact.body) > 1:
-            raise ToolError(f"{name} is a disjunction")
-        return fact.body[0]
-
-
-class HigherDeductionTools(DeductionTools):
-    """Adds the two steps that disjunctive facts and backward rules need."""
-
-    @tool('Contrapose("R1")')
-    def Contrapose(self, rule: str) -> str:
-        """Turn a -> b into not b -> not a."""
-        given = _numbered("R", rule, self.rules)
-        if len(given.body) > 1:
-            raise ToolError(f"{rule} has more than one condition")
-        self.rules.append(given.contrapositive())
-        return f"R{len(self.rules)}: {self.rules[-1]}"
-
-    @tool('Eliminate("F1", "F2")')
-    def Eliminate(self, disjunction: str, fact: str) -> str:
-        """From a or b and not a, conclude b."""
-        given, denied = _numbered("F", disjunction, self.facts), self._literal(fact).negated()
-        rest = given.without(denied)
-        if len(rest.body) in (0, len(given.body)):
-            raise ToolError(f"{fact} does not deny a part of {disjunction}")
-        return self._record([rest])
 
 
 class DecideTools(FolTools):
@@ -223,12 +183,12 @@ def _parse(text: str) -> Formula:
 
 def _parse_goal(text: str) -> Formula:
     goal = _parse(text)
-    if goal.head is not None or len(goal.body) > 1:
+    if goal.head is not None:
         raise ToolError("a goal is one statement such as kind(Tom)")
     return goal
 
 
-def _numbered(letter: str, name: str, items: list[Formula]) -> Formula:
+def _numbered(letter: str, name: str, items: list[Any]) -> Any:
     names = [f"{letter}{number}" for number in range(1, len(items) + 1)]
     if name.strip() not in names:
         raise ToolError(f'no {letter} named "{name[:20]}"; the last is {names[-1] if names else "none"}')
@@ -240,16 +200,16 @@ def _numbered(letter: str, name: str, items: list[Formula]) -> Formula:
 
 def yields(rule: Formula, fact: Literal, known: list[Literal]) -> bool:
     """Whether `rule` meets `fact` and derives something from it that is not `known`."""
-    return not set(consequences(rule, fact, known)) <= set(known)
+    return consequence(rule, fact, known) not in (None, *known)
 
 
 @lru_cache(maxsize=4096)
-def reachable_facts(premises: tuple[Formula, ...], toolset: type[DeductionTools]) -> frozenset[Literal]:
-    """Every literal that the steps of `toolset` can derive from `premises`, all witnesses called Someone."""
-    state = toolset(premises, premises[0])
+def reachable_facts(premises: tuple[Formula, ...]) -> frozenset[Literal]:
+    """Every literal that the steps of natural deduction can derive from `premises`."""
+    state = DeductionTools(premises, premises[0])
     for step in derivation(state, None):
         state.call(step)
-    return frozenset(map(_anyone, state.known()))
+    return frozenset(state.facts)
 
 
 def derivation(state: DeductionTools, rng: Random | None) -> Iterator[str]:
@@ -259,19 +219,13 @@ def derivation(state: DeductionTools, rng: Random | None) -> Iterator[str]:
     """
     facts = [premise for premise in state.premises if premise.head is None]
     rules = [premise for premise in state.premises if premise.head is not None]
-    higher = isinstance(state, HigherDeductionTools)
-    rules += [rule.contrapositive() for rule in rules if higher and len(rule.body) == 1]
     if rng is not None:
         rng.shuffle(facts)
         rng.shuffle(rules)
     while True:
         if step := _next_application(state, rules, facts):
             rule, number, needed = step
-            if any(rule.same_as(premise) for premise in state.premises):
-                yield f'Rule("{rule}")'
-            else:
-                yield f'Rule("{rule.contrapositive()}")'
-                yield f'Contrapose("R{len(state.rules)}")'
+            yield f'Rule("{rule}")'
             applied = len(state.rules)
             for fact in needed:
                 facts.remove(fact)
@@ -280,8 +234,6 @@ def derivation(state: DeductionTools, rng: Random | None) -> Iterator[str]:
             yield f'Apply("R{applied}", "F{number}")'
         elif facts:
             yield f'Fact("{facts.pop(0)}")'
-        elif elimination := _next_elimination(state) if higher else None:
-            yield elimination
         else:
             return
 
@@ -294,24 +246,8 @@ def _next_application(state: DeductionTools, rules: list[Formula], facts: list[F
 
     The condition that is met is said first, so that the rule's call begins with what was derived last.
     """
-    known = state.known()
-    stated = [[], *([fact] for fact in facts if len(fact.body) == 1 and not fact.exists)]
-    for (number, literal), rule, needed in product(state.recent().items(), rules, stated):
-        if yields(rule, literal, [*known, *(fact.body[0] for fact in needed)]):
-            body = sorted(rule.body, key=lambda condition: matches(condition, literal, {}) is None)
+    for (number, literal), rule, needed in product(state.recent().items(), rules, [[], *([fact] for fact in facts)]):
+        if yields(rule, literal, [*state.facts, *(fact.body[0] for fact in needed)]):
+            body = sorted(rule.body, key=lambda condition: condition.about(literal.name) != literal)
             return replace(rule, body=tuple(body)), number, needed
     return None
-
-
-def _next_elimination(state: DeductionTools) -> str | None:
-    numbers = {literal: number for number, literal in state.recent().items()}  # the earliest of equal facts
-    for number, fact in enumerate(state.facts, start=1):
-        for part in fact.body if len(fact.body) > 1 else ():
-            if part.negated() in numbers and fact.without(part) not in state.facts:
-                return f'Eliminate("F{number}", "F{numbers[part.negated()]}")'
-    return None
-
-
-def _anyone(literal: Literal) -> Literal:
-    """`literal` without the numbers of witnesses, which depend on the order of the facts."""
-    return replace(literal, args=tuple("Someone" if arg.startswith("Someone") else arg for arg in literal.args))
