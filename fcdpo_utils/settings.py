@@ -39,7 +39,9 @@ class TaskSettings(SettingsGroup):
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
     toolset: str | None = Field(default=None, description="None is the task's default toolset")
-    path: File | None = Field(default=None, description="a JSONL file of GSM8K's form; relative to the checkout")
+    path: File | None = Field(
+        default=None, description="of gsm8k and folio: a JSONL file of that form; relative to the checkout"
+    )
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")
     file: File | None = Field(default=None, description="of an own task: the Python file that defines it")
 

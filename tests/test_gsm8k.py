@@ -15,8 +15,7 @@ from fcdpo_utils.episode import Limits, prompt, run_calls
 from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.problems import Problem, make_problems, split_of
 from fcdpo_utils.settings import TaskSettings
-from fcdpo_utils.tasks import gsm8k
-from fcdpo_utils.tasks.gsm8k import GSM8K, ConversionFailure, conversion_report, convert_row, load_rows, report_table
+from fcdpo_utils.tasks.gsm8k import GSM8K, ConversionFailure, convert_row
 
 REAL_FILE = Path(__file__).parents[2] / "shared/data/gsm8k/train.jsonl"
 TASK = GSM8K()
@@ -121,14 +120,9 @@ def test_a_row_without_a_chain_says_why(answer: str, reason: str) -> None:
     assert isinstance(outcome, ConversionFailure) and outcome == reason
 
 
-def test_the_report_counts_rows_by_outcome() -> None:
-    report = conversion_report([*rows(3), row("x = 3\n#### 3"), row("<<2+2=4>>4\n#### 5"), row("y = 3\n#### 3")])
-    assert list(report.items()) == [
-        ("converted", 3),
-        ("no calculation to read", 2),
-        ("the last result is not the answer", 1),
-    ]
-    assert report_table(report).splitlines() == [
+def test_the_report_counts_rows_by_outcome(tmp_path: Path) -> None:
+    bad = [row("x = 3\n#### 3"), row("<<2+2=4>>4\n#### 5"), row("y = 3\n#### 3")]
+    assert TASK.report(write(tmp_path / "rows.jsonl", [*rows(3), *bad])).splitlines() == [
         "     3   50.0%  converted",
         "     2   33.3%  no calculation to read",
         "     1   16.7%  the last result is not the answer",
@@ -136,8 +130,8 @@ def test_the_report_counts_rows_by_outcome() -> None:
     ]
 
 
-def test_the_report_of_no_rows_is_empty_not_an_error() -> None:
-    assert report_table(conversion_report([])).splitlines()[-1].split() == ["0", "100.0%", "rows"]
+def test_the_report_of_no_rows_is_empty_not_an_error(tmp_path: Path) -> None:
+    assert TASK.report(write(tmp_path / "none.jsonl", [])).splitlines()[-1].split() == ["0", "100.0%", "rows"]
 
 
 def test_the_command_prints_the_report_of_a_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +142,7 @@ def test_the_command_prints_the_report_of_a_file(path: Path, capsys: pytest.Capt
 def test_the_command_ends_with_one_line_where_there_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gsm8k", "nowhere.jsonl"]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        'fcdpo: gsm8k: no file nowhere.jsonl; expected JSONL with a "question" and an "answer" on each line'
+        'fcdpo: gsm8k: no file nowhere.jsonl; expected JSONL, each line with "question" and "answer"'
     ]
 
 
@@ -244,7 +238,7 @@ def benchmark(tmp_path: Path) -> Path:
 
 def test_every_row_with_a_readable_answer_is_asked(benchmark: Path, path: Path) -> None:
     asked = TASK.generate(10, "test", 0, path=path, test_path=benchmark)
-    expected = {" ".join(one["question"].split()) for one in load_rows(benchmark)} - {UNREADABLE["question"]}
+    expected = {" ".join(one["question"].split()) for one in TASK.load_rows(benchmark)} - {UNREADABLE["question"]}
     assert questions(asked) == expected and len(asked) == len(expected) == 10
     assert [problem.id for problem in asked] == [f"gsm8k-test-{number:04d}" for number in range(1, 11)]
     assert {(problem.task, problem.split) for problem in asked} == {("gsm8k", "test")}
@@ -349,21 +343,21 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row("#### 1")) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError) as caught:
-        load_rows(file)
+        TASK.load_rows(file)
     assert str(caught.value).startswith(f"gsm8k: {file} {message}")
 
 
 def test_a_row_may_hold_a_unicode_line_separator(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row("a\u2028b"), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert load_rows(file) == [row("a\u2028b")]
+    assert TASK.load_rows(file) == [row("a\u2028b")]
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"rows.jsonl is not UTF-8 text; expected JSONL$"):
-        load_rows(file)
+        TASK.load_rows(file)
 
 
 def test_a_missing_file_is_one_line() -> None:
@@ -386,7 +380,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_without_a_path_the_rows_are_the_train_split_of_the_hub(hub: list[str]) -> None:
-    assert load_rows() == rows(8) and hub == ["train"]
+    assert TASK.load_rows() == rows(8) and hub == ["train"]
 
 
 def test_without_any_path_the_hub_has_a_split_for_each_use(hub: list[str]) -> None:
@@ -423,7 +417,7 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(
-        ConnectionError, match=r"^gsm8k: cannot load openai/gsm8k from the hub \(OSError\); pass GSM8K=PATH$"
+        ConnectionError, match=r"^gsm8k: cannot load openai/gsm8k from the hub \(OSError\); set tasks.gsm8k.path$"
     ):
         TASK.generate(1, "train", 0)
 
@@ -435,17 +429,16 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 def real_rows() -> list[dict[str, str]]:
     if not REAL_FILE.is_file():
         pytest.skip(f"the real GSM8K train file is not at {REAL_FILE}")
-    return load_rows(REAL_FILE)
+    return TASK.load_rows(REAL_FILE)
 
 
-def test_the_real_file_converts_as_measured(real_rows: list[dict[str, str]]) -> None:
-    report = conversion_report(real_rows)
-    print(report_table(report))
-    assert report == {
-        "converted": 7094,
-        "the last result is not the answer": 210,
-        "no calculation to read": 169,
-    }
+@pytest.mark.usefixtures("real_rows")
+def test_the_real_file_converts_as_measured() -> None:
+    assert [line.split(maxsplit=2)[::2] for line in TASK.report(REAL_FILE).splitlines()[:-1]] == [
+        ["7094", "converted"],
+        ["210", "the last result is not the answer"],
+        ["169", "no calculation to read"],
+    ]
 
 
 def test_as_a_benchmark_the_real_file_is_asked_whole_with_the_answers_a_person_reads(
@@ -462,7 +455,7 @@ def test_as_a_benchmark_the_real_file_is_asked_whole_with_the_answers_a_person_r
 def test_every_real_row_that_converts_has_a_sound_chain_and_most_need_no_constant(
     real_rows: list[dict[str, str]],
 ) -> None:
-    problems = list(gsm8k._problems(real_rows, "train", range(1, 99)))
+    problems = list(TASK.problems(real_rows, "train", range(1, 99)))
     unsound = [p for p in problems if not run_calls(TASK, p, TASK.gold_calls(p), limits=Limits(calls=99)).sound]
     assert len(problems) == 7094 and unsound == []
     assert sum(bool(problem.details["constants"]) for problem in problems) == 1217

@@ -335,7 +335,7 @@ def test_a_profile_of_ones_own_has_a_name_of_its_own(tmp_path: Path) -> None:
         ("{freight: {train: 1, test: 1, file: FILE}}", "setting tasks.freight: input should be one of "),
         ("{fol: {train: 1, test: 1, levels: [1], file: FILE}}", "setting tasks.fol: input should be one of "),
         ("{fol: {train: 1, test: 1}}", "setting tasks.fol.levels: field required"),
-        ("{fol: {train: 1, test: 1, levels: [1], path: x}}", "setting tasks.fol.path: only gsm8k reads a file"),
+        ("{fol: {train: 1, test: 1, levels: [1], path: x}}", "setting tasks.fol.path: only gsm8k and folio read"),
         ("{shipping: {train: 1, test: 1, file: FILE, test_path: x}}", "setting tasks.shipping.test_path: only gsm8k"),
         ("{shipping: {train: 1, test: 1, file: nowhere.py}}", "no file "),
         ("{shipping: {train: 1, test: 1, files: FILE}}", "setting tasks.shipping.files: unknown setting"),

@@ -16,6 +16,7 @@ from fcdpo_utils.lab.grid import slug
 from fcdpo_utils.problems import TASKS
 from fcdpo_utils.settings import Settings, SettingsError, SettingsGroup
 from fcdpo_utils.tasks import own
+from fcdpo_utils.tasks.rows import RowTask
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 
@@ -55,7 +56,7 @@ class OODSettings(SettingsGroup):
     """One out-of-distribution set: problems outside what was trained on."""
 
     name: str
-    task: str = Field(description="any but gsm8k")
+    task: str = Field(description="any but gsm8k and folio")
     split: Literal["test", "ood_words", "ood_depth"] = "test"
     levels: tuple[int, ...]
     test: int = Field(default=100, ge=1, description="problems")
@@ -187,10 +188,11 @@ def know_tasks(settings: RunSettings) -> None:
             raise SettingsError(f"{place}: input should be one of {', '.join(TASKS)}, or have the file that defines it")
         if not (task.levels or isinstance(known, own.OwnTask)):
             raise SettingsError(f"{place}.levels: field required")
-        if name != "gsm8k" and (task.path or task.test_path):
-            raise SettingsError(f"{place}.{'path' if task.path else 'test_path'}: only gsm8k reads a file")
+        if not isinstance(known, RowTask) and (task.path or task.test_path):
+            files = " and ".join(task.name for task in TASKS.values() if isinstance(task, RowTask))
+            raise SettingsError(f"{place}.{'path' if task.path else 'test_path'}: only {files} read a file")
     for place, ood in enumerate(settings.generalisation.sets):
-        if ood.task not in TASKS or ood.task == "gsm8k":
+        if ood.task not in TASKS or isinstance(TASKS[ood.task], RowTask):
             raise SettingsError(
                 f"setting generalisation.sets.{place}.task: input should be one of {', '.join(TASKS)}, got {ood.task!r}"
             )

@@ -10,7 +10,8 @@ from typing import Any
 from fcdpo_utils import store
 from fcdpo_utils.lab import pool
 from fcdpo_utils.pipeline import baselines, compare, doctor, export, publish, runner
-from fcdpo_utils.tasks.gsm8k import conversion_report, load_rows, report_table
+from fcdpo_utils.problems import TASKS
+from fcdpo_utils.tasks.rows import RowTask
 from fcdpo_utils.teacher import TeacherError
 
 
@@ -86,9 +87,10 @@ def _add_comparisons(command: Callable[..., ArgumentParser], of_run: ArgumentPar
     several.add_argument("--task", default="", metavar="NAME", help="problems of this task alone")
     several.add_argument("--against", default="", metavar="VARIANT", help="in place of the full method")
     several.add_argument("--save", type=Path, metavar="PATH", help="the rows as PATH.json, their figure as PATH.png")
-    text = "how many rows of a GSM8K file convert to chains, and why others do not"
-    rows = command("gsm8k", lambda path: print(report_table(conversion_report(load_rows(path)))), text)
-    rows.add_argument("path", type=Path)
+    for task in (task for task in TASKS.values() if isinstance(task, RowTask)):
+        text = f"how many rows of a file of {task.hub[0]} convert to chains, and why others do not"
+        rows = command(task.name, lambda path, task=task: print(task.report(path)), text)
+        rows.add_argument("path", type=Path)
 
 
 def _add_own(command: Callable[..., ArgumentParser], *shared: ArgumentParser) -> None:

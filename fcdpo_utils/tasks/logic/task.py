@@ -15,7 +15,7 @@ from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
 from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools
 
 
-def _misread(functions: str, misreading: Callable[[str, Problem, random.Random], str | None]) -> Mistake:
+def misread(functions: str, misreading: Callable[[str, Problem, random.Random], str | None]) -> Mistake:
     """The mistake of changing the quoted formula of one randomly chosen call of `functions`."""
 
     def mistaken(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
@@ -56,7 +56,7 @@ def _wrong_goal(problem: Problem, calls: list[str], rng: random.Random) -> list[
     return [edits.get(call, call) for call in calls]
 
 
-def _wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
+def wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
     label = rng.choice([label for label in theories.LABELS if label != problem.answer])
     return [f'Conclude("{label}")' if call.startswith("Conclude") else call for call in calls]
 
@@ -72,14 +72,14 @@ class FirstOrderLogic(Task):
     accepted_is_right = True
     toolsets = {"deduction": DeductionTools, "decide": DecideTools}
     mistakes = {
-        "dropped_negation": _misread("Rule|Fact|Premise", lambda text, problem, rng: text.replace("not ", "", 1)),
-        "dropped_condition": _misread(  # a rule with two conditions, as if it had only the first
+        "dropped_negation": misread("Rule|Fact|Premise", lambda text, problem, rng: text.replace("not ", "", 1)),
+        "dropped_condition": misread(  # a rule with two conditions, as if it had only the first
             "Rule|Premise", lambda text, problem, rng: re.sub(r" (and|or) .* ->", " ->", text)
         ),
-        "wrong_rule": _misread("Rule|Premise", _other_rule),
-        "swapped_sides": _misread("Rule|Premise", _swap_sides),
+        "wrong_rule": misread("Rule|Premise", _other_rule),
+        "swapped_sides": misread("Rule|Premise", _swap_sides),
         "wrong_goal": _wrong_goal,
-        "wrong_label": _wrong_label,
+        "wrong_label": wrong_label,
     }
 
     def generate(self, count: int, split: str, seed: int, levels: tuple[int, ...] = (1, 2, 3)) -> list[Problem]:

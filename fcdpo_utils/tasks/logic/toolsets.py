@@ -5,7 +5,7 @@ when nothing more follows. Knows nothing of English, prompts or models.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -148,7 +148,11 @@ class DecideTools(FolTools):
     @tool('Premise("rich(x) -> kind(x)")')
     def Premise(self, formula: str) -> str:
         """Record one premise of the problem."""
-        self.recorded.append(self.formalise(formula))
+        return self.record([self.formalise(formula)])
+
+    def record(self, premises: Iterable[Formula]) -> str:
+        """Also under which number the last of them is recorded."""
+        self.recorded += premises
         self.decided = None if self.decided == "Unknown" else self.decided  # more premises may decide it
         return f"P{len(self.recorded)}: {self.recorded[-1]}"
 
