@@ -131,6 +131,12 @@ def test_of_local_models_only_the_last_part_of_their_path_is_published(tmp_path:
     assert "| teacher | local, my-teacher with my-adapter |" in (run / "export" / "dataset" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("task", "licence"), [("fol", "apache-2.0"), ("folio", "cc-by-sa-4.0")])
+def test_data_made_from_folio_keep_its_licence(task: str, licence: str, tmp_path: Path) -> None:
+    export.export(run_by_hand(tmp_path, f"tasks={{{task}: {{train: 1, test: 1, levels: [1]}}}}"))
+    assert front_matter(tmp_path / "export" / "dataset" / "README.md")["license"] == licence
+
+
 @pytest.mark.parametrize("address", ["", "https://example.com/me/mine"])
 def test_cards_name_the_address_only_where_there_is_one(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

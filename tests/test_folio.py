@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fcdpo_utils.settings import TaskSettings
 from fcdpo_utils.tasks.folio import FOLIO, FolioTools, read
 from fcdpo_utils.tasks.logic import first_order
 from fcdpo_utils.tasks.logic.first_order import Formula, decide, equivalent, is_consistent, parse, symbols
+from fcdpo_utils.tools import ToolError
 
 DATA = Path(__file__).parents[2] / "shared/data/folio"
 TASK = FOLIO()
@@ -189,9 +191,10 @@ def test_what_only_an_infinite_world_shows_is_not_decided_within_the_budget() ->
     assert decide(premises, parse("exists x R(a, x)")) == "True"
 
 
-@given(randoms)
+@given(st.integers(0, 10**9))
 @settings(deadline=None, max_examples=60)
-def test_no_small_world_speaks_against_what_z3_decides(rng: random.Random) -> None:
+def test_no_small_world_speaks_against_what_z3_decides(seed: int) -> None:
+    rng = random.Random(seed)
     premises, goal = tuple(random_formula(rng, 3) for _ in range(3)), random_formula(rng, 3)
     worlds = random_worlds(rng, 60)
     models = [world for world in worlds if all(holds(premise, *world) for premise in premises)]
@@ -199,8 +202,11 @@ def test_no_small_world_speaks_against_what_z3_decides(rng: random.Random) -> No
         assert is_consistent(premises) is not False
         label, seen = decide(premises, goal), {holds(goal, *world) for world in models}
         assert label not in ("True", "False") or seen == {label == "True"}
-    (same,) = equivalent(premises[0], (goal,))
-    assert same is not True or all(holds(premises[0], *world) == holds(goal, *world) for world in worlds)
+    others = (goal, Formula("not", (Formula("not", premises[:1]),)))
+    same = equivalent(premises[0], others)
+    assert same[1] is True
+    for other, is_same in zip(others, same, strict=True):
+        assert not is_same or all(holds(premises[0], *world) == holds(other, *world) for world in worlds)
 
 
 def test_a_decision_does_not_depend_on_what_was_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,6 +481,13 @@ def hostile(rng: random.Random) -> str:
     return text[: 2_000 - len('Premise("")')]
 
 
+def is_of(state: FolioTools, text: str) -> bool:
+    """Whether it is a formula of the problem's symbols."""
+    with suppress(ToolError):
+        return bool(state._read(text))
+    return False
+
+
 @pytest.mark.slow
 def test_no_hostile_formula_makes_more_than_a_line_or_more_work_than_the_budget() -> None:
     """Refused before z3 is asked: in 50 ms of this process. Else z3 has its budget; how long that took is printed."""
@@ -484,10 +497,10 @@ def test_no_hostile_formula_makes_more_than_a_line_or_more_work_than_the_budget(
     for text in given:
         assert state.call(f'Premise("{text}")').error is None  # also loads z3
     for _ in range(runs.PROBLEMS):
-        call = f'{rng.choice(("Premise", "Decide"))}("{hostile(rng)}")'
+        text = hostile(rng)
+        call, kind = f'{rng.choice(("Premise", "Decide"))}("{text}")', "asked z3" if is_of(state, text) else "refused"
         start = time.process_time()
         result = state.call(call)
-        kind = "asked z3" if result.error is None or result.text.endswith(("the problem", "the budget")) else "refused"
         seconds = time.process_time() - start
         if kind == "refused" and seconds > 0.05:  # this process may just have collected garbage
             start = time.process_time()
@@ -498,7 +511,7 @@ def test_no_hostile_formula_makes_more_than_a_line_or_more_work_than_the_budget(
         kinds[kind] += 1
         longest[kind] = max(longest[kind], seconds)
     print(dict(kinds), {kind: f"{seconds:.3f} s" for kind, seconds in longest.items()})
-    assert longest["asked z3"] < 5 and min(kinds["refused"], kinds["asked z3"]) > runs.PROBLEMS / 20
+    assert longest["asked z3"] < 1 and min(kinds["refused"], kinds["asked z3"]) > runs.PROBLEMS / 20
 
 
 # The real files
