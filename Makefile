@@ -2,6 +2,7 @@
 #   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems)
 #   make test    all tests
 #   make setup   only what both need
+#   make inspect an environment for Inspect alone, whose tests are skipped without it
 #   make book    the executed notebooks and the pages of docs/ as a site: outputs/cpu/book (RUN=FOLDER: of another run)
 PYTHON ?= python3
 VENV := .venv
@@ -13,10 +14,13 @@ RUN ?= outputs/cpu
 BFCL := 2026.3.23
 CACHE := $(or $(FCDPO_CACHE),.cache)
 BFCL_SITE := $(CACHE)/bfcl-$(BFCL)
+INSPECT := $(shell sed -n 's/.*"\(inspect_ai==[0-9.]*\)".*/\1/p' pyproject.toml)
+OPENAI := $(shell sed -n 's/.*"\(openai==[0-9.]*\)".*/\1/p' pyproject.toml)
+INSPECT_SITE := $(CACHE)/$(subst _ai==,-,$(INSPECT))
 GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
 GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
 
-.PHONY: demo test setup book clean
+.PHONY: demo test setup book inspect clean
 
 demo: $(READY)
 	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
@@ -41,6 +45,13 @@ $(READY): pyproject.toml
 # a judge of our call parser: a wheel of 2 MB without its dependencies, which are a hundred providers' clients
 $(BFCL_SITE): | $(READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target '$@' bfcl-eval==$(BFCL)
+
+inspect: $(INSPECT_SITE)/ready
+
+$(INSPECT_SITE)/ready:
+	$(PYTHON) -m venv '$(INSPECT_SITE)'
+	'$(INSPECT_SITE)/bin/python' -m pip install --quiet --disable-pip-version-check $(INSPECT) $(OPENAI)
+	@touch '$@'
 
 clean:
 	rm -rf $(VENV) .cache outputs/cpu outputs/cpu-gsm8k outputs/smoke

@@ -38,17 +38,22 @@ def code_of(*rooms: str) -> str:
 
 def code_behind(source: str, *rooms: str) -> str:
     """The same for the modules that a notebook's code imports, and for `rooms`."""
-    waiting, found = [*_imported(ast.parse(source)), *map(_path_of, rooms)], set[Path]()
+    files = files_of(*_imported(ast.parse(source)), *rooms)
+    lines = {path.relative_to(ROOT).as_posix(): store.file_digest(path) for path in files}
+    lines |= {room: "" for room in rooms if not room.startswith(PACKAGE.name)}  # a user's: the name holds a digest
+    return fingerprint({"code": lines, "packages": package_versions()})
+
+
+def files_of(*rooms: str | Path) -> list[Path]:
+    """The files of these modules (by name, or the files), of all modules here that they import, and their data."""
+    found, waiting = set(), [room if isinstance(room, Path) else _path_of(room) for room in rooms]
     while waiting:
         path = waiting.pop()
         if path not in found and path.exists():  # a name in a module is none; nor is a notebook, whose cells count
             found.add(path)
             waiting += _imported(ast.parse(path.read_bytes()))
     data = [path.with_suffix(".yaml") for path in found]  # a room's data have its name
-    files = sorted([*found, *(path for path in data if path.exists())])
-    lines = {path.relative_to(ROOT).as_posix(): store.file_digest(path) for path in files}
-    lines |= {room: "" for room in rooms if not room.startswith(PACKAGE.name)}  # a user's: the name holds a digest
-    return fingerprint({"code": lines, "packages": package_versions()})
+    return sorted([*found, *(path for path in data if path.exists())])
 
 
 def _imported(tree: ast.AST) -> Iterable[Path]:

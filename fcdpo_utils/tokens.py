@@ -4,10 +4,13 @@ A chain is tokenised once, as a whole. Assistant turns are found by rendering th
 character spans to tokens, so it works for any template whose rendering only ever grows. Knows nothing of losses.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a chain and its labels need no tokenizer
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 Schemas = list[dict[str, Any]] | None  # of functions, for a chat template that knows tools

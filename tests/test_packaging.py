@@ -62,7 +62,9 @@ def test_every_dependency_says_why_it_is_there() -> None:
             assert re.search(r'",\s+# \w+', line), line
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["test"], ["book"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["demo"], ["test"], ["book"], ["inspect"], ["demo", "GSM8K=a file.jsonl"]], ids=" ".join
+)
 def test_what_make_runs_is_valid_shell_and_settings(arguments: list[str]) -> None:
     options = {"capture_output": True, "text": True, "cwd": ROOT, "check": True}
     script = subprocess.run(["make", "-n", "-B", *arguments], **options).stdout

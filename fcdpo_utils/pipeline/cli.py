@@ -59,7 +59,8 @@ def _parser() -> ArgumentParser:
     text = "write adapter, data and their cards into <run>/export, for others to use"
     away = command("export", _export, text, of_run)
     away.add_argument("--merged", action="store_true", help="the merged bf16 model, too")
-    away.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload them; needs HF_TOKEN")
+    away.add_argument("--inspect", action="store_true", help="the held-out problems as a folder for inspect eval, too")
+    away.add_argument("--push-to-hub", default="", metavar="USER/NAME", help="upload all but that; needs HF_TOKEN")
     command("doctor", _doctor, "look at this machine: Python, packages, memory, GPU, hub, profiles")
     place = command("publish", _publish, "write where this repository is published into all files that name it")
     place.add_argument("url", help="https://github.com/<owner>/<name>; an empty one takes the address out")
@@ -150,8 +151,8 @@ def _pool(runs: list[Path], task: str, against: str, save: Path | None) -> None:
         import_module("fcdpo_utils.views.plots").variants(rows).savefig(f"{save}.png", bbox_inches="tight")
 
 
-def _export(run: Path, merged: bool, push_to_hub: str) -> None:
-    folders = export.export(run, merged)
+def _export(run: Path, push_to_hub: str, **also: bool) -> None:
+    folders = export.export(run, **also)
     print(*folders, sep="\n")
     if push_to_hub:
         print(*export.push(folders, push_to_hub), sep="\n")

@@ -1,4 +1,4 @@
-"""What a finished run gives to others: `report.html`, and in `export/` adapter, merged weights and preference data.
+"""What a finished run gives to others: `report.html`, and in `export/` adapter, merged weights, preferences, problems.
 
 Reads the artifacts and completion records of a run, however it was run, and its manifest where `fcdpo run` made it;
 pushes to the hub only where it is told to.
@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fcdpo_utils import store
+from fcdpo_utils.fingerprint import ROOT, files_of
 from fcdpo_utils.pipeline import baselines, manifest, publish
 from fcdpo_utils.pipeline.stage import format_seconds, record_path
 from fcdpo_utils.settings import Settings
@@ -31,7 +32,7 @@ _HUB_SUFFIXES = {"adapter": "", "merged": "-merged", "dataset": "-preferences"}
 
 def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
     """Write a file from one of the templates beside this module; in HTML and XML all text is escaped."""
-    markup, trimmed = path.suffix != ".md", {"trim_blocks": True, "lstrip_blocks": True}
+    markup, trimmed = ".html" in template or ".xml" in template, {"trim_blocks": True, "lstrip_blocks": True}
     options = {"autoescape": markup, "keep_trailing_newline": not markup, "undefined": StrictUndefined, **trimmed}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f} %", "duration": format_seconds}
@@ -74,8 +75,8 @@ def _figures(run_dir: Path) -> Iterator[dict[str, Any]]:
             yield {"caption": title, "url": f"data:image/png;base64,{data}", "wide": path.stem == "training_curves"}
 
 
-def export(run_dir: Path, merged: bool = False) -> list[Path]:
-    """Write `export/adapter`, `export/dataset` and, if asked, `export/merged`; returns the folders.
+def export(run_dir: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
+    """Write `export/adapter`, `export/dataset` and, if asked, `export/merged`, `export/inspect`; returns the folders.
 
     Raises StoreError where the run is not finished, ValueError where the student cannot be loaded.
     """
@@ -95,7 +96,21 @@ def export(run_dir: Path, merged: bool = False) -> list[Path]:
     for folder in folders:
         template = "dataset_card.md.j2" if folder.name == "dataset" else "model_card.md.j2"
         render(folder / "README.md", template, merged=folder.name == "merged", **facts)
-    return folders
+    return [*folders, _inspect(run_dir, run_dir / "export" / "inspect")] if inspect else folders
+
+
+def _inspect(run_dir: Path, folder: Path) -> Path:
+    """The held-out problems as tasks of Inspect, with those modules of this package that run and judge a chain."""
+    settings = manifest.recorded_settings(run_dir, manifest.STAGES[-1].name)
+    own = {given.file: f"task_{name}.py" for name, given in settings.tasks.items() if given.file}
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in files_of("fcdpo_utils", "fcdpo_utils.teachers.tool_calls"):
+        (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / path.relative_to(ROOT))
+    for file, name in {**own, store.require(run_dir / "problems.jsonl", "01"): "problems.jsonl"}.items():
+        shutil.copy2(file, folder / name)
+    render(folder / "fcdpo_tasks.py", "inspect_tasks.py.j2", own=own.values(), settings=settings)
+    return folder
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
@@ -141,7 +156,7 @@ def push(folders: list[Path], name: str) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError
 
     api, addresses = HfApi(), []
-    for folder in folders:
+    for folder in (folder for folder in folders if folder.name in _HUB_SUFFIXES):
         kind, repo = "dataset" if folder.name == "dataset" else "model", name + _HUB_SUFFIXES[folder.name]
         try:
             addresses.append(str(api.create_repo(repo, repo_type=kind, exist_ok=True)))
