@@ -257,7 +257,9 @@ TAMPERED: dict[str, Tamper] = {
     "an argument twice": _twice,
     "another function": lambda gold: gold.text(name="no_such_function"),
     "a last parenthesis missing": lambda gold: gold.text()[:-1],
-    "cut within the arguments": lambda gold: gold.text()[: (len(gold.name) + len(gold.text())) // 2 + 1],
+    "cut within the arguments": lambda gold: (
+        gold.text()[: (len(gold.name) + len(gold.text())) // 2 + 1] if gold.arguments else None
+    ),
     "the call twice": lambda gold: f"{gold.text()}, {gold.text()}",
     "words before the call": lambda gold: f"I will call {gold.text()}",
     "words after it": lambda gold: f"{gold.text()}\nThis is the call.",
