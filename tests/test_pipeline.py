@@ -375,7 +375,7 @@ def test_a_stage_that_does_not_finish_fails_the_run(
     with pytest.raises(StageError) as error:
         runner.run("smoke", run_dir=folder)
     assert str(error.value).startswith(line) and len(str(error.value).splitlines()) == 1
-    assert manifest.load(folder)["stages"]["01_only"]["papermill_exit"] == 1
+    assert manifest.load(folder)["stages"]["01_only"]["papermill_exit"] in (1, 138)  # papermill's own of a dead kernel
 
 
 def test_a_cell_that_takes_too_long_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
