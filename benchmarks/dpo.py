@@ -38,7 +38,7 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import Completion, Pair, Preferences, PromptGroup
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import PreferenceSettings, Settings, StudentSettings
-from fcdpo_utils.students import choose_dtype, load_student, quiet
+from fcdpo_utils.students import load_student, quiet
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.teachers.scripted import ScriptedTeacher
 from fcdpo_utils.tokens import Tokens, encode_chat
@@ -52,6 +52,7 @@ from fcdpo_utils.trainer import (
     pair_dataset,
     training_arguments,
 )
+from fcdpo_utils.weights import choose_dtype
 
 CUDA = torch.cuda.is_available()
 METHODS = ("trl", "trl_precomputed", "ours")
@@ -277,7 +278,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # transformers announces renamed settings at every run
     disable_progress_bars()
     device = torch.cuda.get_device_name() if CUDA else f"{torch.get_num_threads()} CPU cores"
-    device += f", SmolLM2-135M, {str(choose_dtype('auto')).removeprefix('torch.')}"
+    device += f", SmolLM2-135M, {choose_dtype('auto')}"
     if options.to_accuracy:
         return to_accuracy.main(options, device)
     model, tokenizer = load_student(StudentSettings())

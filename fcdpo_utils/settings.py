@@ -39,9 +39,7 @@ class TaskSettings(SettingsGroup):
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
     toolset: str | None = Field(default=None, description="None is the task's default toolset")
-    path: File | None = Field(
-        default=None, description="of gsm8k and folio: a JSONL file of that form; relative to the checkout"
-    )
+    path: File | None = Field(default=None, description="of gsm8k and folio: a JSONL file; relative to the checkout")
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")
     file: File | None = Field(default=None, description="of an own task: the Python file that defines it")
 
@@ -180,7 +178,5 @@ class Settings(SettingsGroup):
     student: StudentSettings = StudentSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    report_to: Literal["none", "tensorboard", "trackio"] = Field(
-        default="none", description="who gets the curves of a training besides its files, while it runs"
-    )
+    report_to: Literal["none", "tensorboard", "trackio"] = Field(default="none", description="follows a training live")
     expected_minutes: tuple[float, ...] = Field(description="per stage, for the first estimate of what is left")

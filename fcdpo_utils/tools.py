@@ -108,7 +108,7 @@ class Toolset:
 
     A tool returns one line of text, or raises `ToolError`. `answer` is what the chain answered (None so far),
     `stopped` whether it called Stop. `derivations` are its accepted calls with their results, in order, but for
-    thoughts and for calls of a tool that sets the answer. `question`: the problem's text.
+    thoughts and for calls of a tool that sets the answer. `question`: the problem's text ("" in logic: formulas count).
     """
 
     question = ""

@@ -365,7 +365,7 @@ def all_prompts(task: Task, toolset: str | None, levels: tuple[int, ...]) -> lis
     return [(problem, prompt(task, problem, toolset)[0]["content"]) for problem in problems]
 
 
-PROMPTED = [(FOL, None, (1, 2, 3)), (FOL, None, (4,)), (ARITHMETIC, None, (2, 3, 4, 5))]
+PROMPTED = [(FOL, None, (1, 2, 3)), (FOL, None, (5,)), (ARITHMETIC, None, (2, 3, 4, 5))]
 PROMPTED += [(FOL, name, (1, 2, 3)) for name in FOL.toolsets] + [(ARITHMETIC, "expression", (2, 3))]
 
 

@@ -193,9 +193,9 @@ def know_tasks(settings: RunSettings) -> None:
             raise SettingsError(f"{place}.{'path' if task.path else 'test_path'}: only {files} read a file")
     for place, ood in enumerate(settings.generalisation.sets):
         if ood.task not in TASKS or isinstance(TASKS[ood.task], RowTask):
-            raise SettingsError(
-                f"setting generalisation.sets.{place}.task: input should be one of {', '.join(TASKS)}, got {ood.task!r}"
-            )
+            able = ", ".join(name for name, task in TASKS.items() if not isinstance(task, RowTask))
+            where = f"setting generalisation.sets.{place}.task"
+            raise SettingsError(f"{where}: input should be one of {able}, got {ood.task!r}")
 
 
 def _require_distinct(group: str, names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 A baseline is JSON: {"profile", "metrics": {name: value}, "outcomes": {name: "0110..."}}, of each held-out problem in
 order. `baselines.yaml` says how far a metric may be from it. A metric that is missing, zero or not a number never
-passes. Knows names and numbers, and nothing of how they came about.
+passes. Knows names, numbers and which problems were solved, and nothing of how they came about.
 """
 
 import math
@@ -73,7 +73,7 @@ def answered(run_dir: Path) -> list[tuple[dict[str, Any], Chain]]:
 def outcomes(run_dir: Path) -> dict[str, str]:
     """By metric, "1" for each held-out problem that the trained student solved, or soundly, else "0", in order."""
     found: dict[str, str] = defaultdict(str)
-    with suppress(store.StoreError, KeyError):  # `integrity` finds what does not read
+    with suppress(store.StoreError, KeyError, TypeError):  # `integrity` finds what does not read
         for problem, chain in answered(run_dir):
             for label in ("solved", "sound"):
                 found[f"tasks.{problem['task']}.after.{label}"] += "01"[getattr(chain, label)]
@@ -119,7 +119,7 @@ def _judge(name: str, rule: dict[str, Any], expected: Any, got: Any, before: str
     change = f" ({got - expected:+.3g})" if comparable and got != expected else ""
     if rule["direction"] == "exact":
         passed, allowed = got == expected, "exact"
-    elif before and now and "alpha" in rule:
+    elif before and now and len(before) == len(now) and "alpha" in rule:
         test = mcnemar([*map(int, before)], [*map(int, now)])
         passed, allowed = test.lost <= test.gained or test.p > rule["alpha"], f"p > {rule['alpha']} if lost"
         change = f", +{test.gained} -{test.lost}, p {test.p:.2g}"
@@ -161,6 +161,7 @@ def rule_of(name: str) -> dict[str, Any] | None:
 
 def update(run_dir: Path, baseline: Path) -> list[str]:
     """Rewrite the baseline from a whole run; returns what changed, line by line. Raises StoreError for a broken run."""
+    store.require(run_dir / manifest.NAME, "fcdpo run")
     require_whole(run_dir, "baseline")
     old = store.read_json(baseline)["metrics"] if baseline.exists() else {}
     new = {name: value for name, value in judged(run_dir).items() if _counts(value)}
@@ -174,7 +175,7 @@ def trend(run_dir: Path, rows: list[Row]) -> dict[str, Any]:
     """A checked run in one record, to be followed over time: when it was, its commit, metrics, and what failed."""
     metrics = {name: value for name, value in judged(run_dir).items() if not name.startswith("artifacts.")}
     failed, now = [row.name for row in rows if not row.passed], datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": now, "commit": manifest.load(run_dir)["commit"], "metrics": metrics, "failed": failed}
+    return {"date": now, "commit": manifest.load(run_dir).get("commit"), "metrics": metrics, "failed": failed}
 
 
 def table(rows: list[Row]) -> str:

@@ -110,9 +110,7 @@ def _add_own(command: Callable[..., ArgumentParser], *shared: ArgumentParser) ->
     text = "ask the student of a run (or with --set teacher...=... another model); its calls appear one by one"
     question = command("ask", late("ask", "ask_run"), text, of_run, settings)
     question.add_argument("--task", required=True, metavar="NAME")
-    question.add_argument(
-        "question", help='in English; of fol in formulas: "big(Lisa); big(x) -> guard(x); guard(Lisa)"'
-    )
+    question.add_argument("question", help='English; of fol: "big(Lisa); big(x) -> guard(x); guard(Lisa)"')
     question.add_argument("--untouched", action="store_true", help="the student before training")
     question.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
 

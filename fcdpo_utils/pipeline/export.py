@@ -19,7 +19,7 @@ from fcdpo_utils.pipeline import baselines, manifest, publish
 from fcdpo_utils.pipeline.stage import format_seconds, record_path
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.views import viewer
-from fcdpo_utils.weights import known
+from fcdpo_utils.weights import ADAPTER_FILE, known
 
 _FIGURES = {
     "accuracy.png": "Sound answers on held-out problems, with 95 % intervals",
@@ -81,12 +81,12 @@ def export(run_dir: Path, merged: bool = False, inspect: bool = False) -> list[P
     Raises StoreError where the run is not finished, ValueError where the student cannot be loaded.
     """
     facts = {"metrics": _metrics(run_dir), **_facts(run_dir)}
-    adapter = store.require(run_dir / "adapter" / "adapter_model.safetensors", "04").parent
+    adapter = store.require(run_dir / "adapter" / ADAPTER_FILE, "04").parent
     folders = [run_dir / "export" / name for name in ("adapter", "dataset", *(["merged"] if merged else []))]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    shutil.copy2(adapter / "adapter_model.safetensors", folders[0])
+    shutil.copy2(adapter / ADAPTER_FILE, folders[0])
     config = store.read_json(adapter / "adapter_config.json")  # it names a folder of this machine
     store.write_json(folders[0] / "adapter_config.json", config | {"base_model_name_or_path": facts["base"]})
     for name in ("augmented", "original"):
@@ -107,8 +107,10 @@ def _inspect(run_dir: Path, folder: Path) -> Path:
     for path in files_of("fcdpo_utils", "fcdpo_utils.teachers.tool_calls"):
         (folder / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, folder / path.relative_to(ROOT))
-    for file, name in {**own, store.require(run_dir / "problems.jsonl", "01"): "problems.jsonl"}.items():
+    for file, name in own.items():
         shutil.copy2(file, folder / name)
+    problems = store.iterate(store.require(run_dir / "problems.jsonl", "01"))
+    store.write_records(folder / "problems.jsonl", (record for record in problems if record["split"] == "test"))
     render(folder / "fcdpo_tasks.py", "inspect_tasks.py.j2", own=own.values(), settings=settings)
     return folder
 

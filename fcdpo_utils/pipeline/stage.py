@@ -25,7 +25,7 @@ from fcdpo_utils.settings import Settings, SettingsError
 PARAMETERS = ("profile", "run_dir", "overrides")
 RUN_TOKEN = "FCDPO_RUN"  # environment variable: which run a kernel belongs to
 PROGRESS = "progress.txt"  # how far the stage that runs is, on one line
-_BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"  # in tqdm's words
+_BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}, {remaining} left"  # in tqdm's words
 _ORPHAN_SECONDS = 60  # how long a stage waits for the kernel of a killed run to end
 _locks: list[AcquireReturnProxy] = []  # held until the kernel ends
 
@@ -50,12 +50,13 @@ class Stage:
 
         In an open notebook the bar stands there until then. It is text and no widget: what is stored is the line alone.
         """
-        started, shown, before, show = time.time(), 0.0, None, _display()
+        started, shown, before, show = time.time(), 0.0, None, None
 
         def report(done: int, total: int, note: str = "") -> None:
-            nonlocal before, shown
+            nonlocal before, shown, show
+            show = show or _display()  # nothing is shown of what never begins
             before, now = done - 1 if before is None else before, time.time()  # what an earlier run did took no time
-            look = {"ncols": 52, "ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
+            look = {"ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
             text = tqdm.format_meter(done, total, now - started, prefix=label, **look)
             with suppress(OSError):  # a status line is not worth dying for
                 (self.run_dir / PROGRESS).write_text(text, encoding="utf-8")

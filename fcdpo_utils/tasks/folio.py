@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from fcdpo_utils.episode import Chain, run_calls
 from fcdpo_utils.problems import Problem
+from fcdpo_utils.settings import Limits
 from fcdpo_utils.tasks.logic.first_order import Formula, decide, equivalent, is_consistent, parse, symbols
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic, misread, wrong_label
 from fcdpo_utils.tasks.logic.toolsets import DecideTools
@@ -88,9 +89,7 @@ class FolioTools(DecideTools):
         return formula
 
 
-def _run(problem: Problem, calls: list[str]) -> Any:
-    from fcdpo_utils.episode import Limits, run_calls  # imports transformers, which who only needs a task does not
-
+def _run(problem: Problem, calls: list[str]) -> Chain:
     return run_calls(FOLIO(), problem, calls, limits=Limits(calls=99))
 
 
@@ -109,7 +108,7 @@ def _left_out(problem: Problem, calls: list[str], rng: random.Random) -> list[st
     for place in rng.sample(range(len(calls) - 3), len(calls) - 3):
         *asked, _, stop = calls[:place] + calls[place + 1 :]
         label = _run(problem, asked).steps[-1].result
-        if label != UNDECIDED and (label == "Unknown" or label != problem.answer):
+        if label == "Unknown" != problem.answer:
             return [*asked, f'Conclude("{label}")', stop]
     return None
 

@@ -18,6 +18,7 @@ from typing import Any
 from fcdpo_utils import store
 from fcdpo_utils.arithmetic import NumberTools, parse_answer
 from fcdpo_utils.calls import CallError, parse_call
+from fcdpo_utils.episode import run_calls
 from fcdpo_utils.numbers import answers_equal
 from fcdpo_utils.problems import TASKS, Problem, Task, check_request, register, split_of
 from fcdpo_utils.settings import Limits
@@ -210,8 +211,6 @@ class OwnTask(Task):
 
     def _unsound(self, problem: Problem, calls: Sequence[str]) -> str:
         """Why a chain of these calls is not sound, in words; "" where it is."""
-        from fcdpo_utils.episode import run_calls  # slow to import, and this package imports us
-
         chain = run_calls(self, problem, calls, limits=Limits(calls=len(calls) + 1))
         rejected = next((f"{step.call} was answered {step.result!r}; " for step in chain.steps if step.error), "")
         if chain.solved and not chain.sound:

@@ -169,12 +169,16 @@ class _Making:
         record = sample.chain.record(**extra)
         store.append(self.path, [record])
         self._count(record)
+        self._report(len(self.problems) * options.samples)  # no more than that
+
+    def _report(self, total: int) -> None:
         spent = f", {self.budget.tokens:,} tokens" if self.budget.tokens else ""
-        total = len(self.problems) * options.samples  # no more than that
         self.progress(len(self.made), total, f"{100 * self.sound / len(self.made):.0f} % sound{spent}")
 
     def finish(self) -> None:
         """Say what a budget ended, and put the chains in order, as if nothing had ever been interrupted."""
+        if 0 < len(self.made) < len(self.problems) * self.settings.teacher.samples:
+            self._report(len(self.made))  # all that were wanted
         if (limit := self.budget.ended()) and self.asked.keys() - self.made.keys():
             spent = f"{len(self.made)} chains, {self.budget.tokens:,} tokens, cost {self.budget.cost:.2f}"
             print(f"stopped at teacher.{limit}={getattr(self.settings.teacher, limit)}: {spent}")

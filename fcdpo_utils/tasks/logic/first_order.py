@@ -138,9 +138,7 @@ class _Parser:
             names.append(self.term(self.take()))
         self.take(")")
         if self.arities.setdefault(name, len(names)) != len(names):
-            raise ValueError(
-                f"{name[:40]} has {self.arities[name] - 1} names in one place, {len(names) - 1} in another"
-            )
+            raise ValueError(f"{name:.40} has {self.arities[name] - 1} names in one place, {len(names) - 1} in another")
         return Formula("atom", names=tuple(names))
 
     def term(self, name: str) -> str:
