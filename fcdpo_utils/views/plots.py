@@ -49,7 +49,11 @@ def per_problem(pairs: Sequence[Sequence[int]]) -> Figure:
 
 
 def chain_tree(chains: Sequence[tuple[Sequence[str], bool]]) -> Figure:
-    """The chains of one prompt, (calls, correct), as a tree from left to right: what chains share stands once."""
+    """The chains of one prompt, (calls, correct), as a tree from left to right: what chains share stands once.
+
+    Beside it their pairs: a square for each correct chain, in its row, with each incorrect one, in the column of its
+    number.
+    """
     rows = sorted((tuple(calls), correct) for calls, correct in chains)
     nodes: dict[tuple[str, ...], list[int]] = {}  # each beginning, and the rows of the chains that share it
     for row, (calls, _) in enumerate(rows):
@@ -58,7 +62,10 @@ def chain_tree(chains: Sequence[tuple[Sequence[str], bool]]) -> Figure:
     starts = [0]  # of the columns, in characters
     for depth in range(1, max(map(len, nodes)) + 1):
         starts.append(starts[-1] + 5 + max(len(calls[-1][:30]) for calls in nodes if len(calls) == depth))
-    axes = plt.subplots(figsize=(0.09 * (starts[-1] + 10), 0.34 * len(rows) + 0.3))[1]
+    wrong = [row for row, (_, correct) in enumerate(rows) if not correct]
+    columns = {row: starts[-1] + 12 + 3 * number for number, row in enumerate(wrong)}
+    width = starts[-1] + 14 + 3 * len(wrong)
+    axes = plt.subplots(figsize=(0.09 * width, 0.34 * len(rows) + 0.6))[1]
     for calls, shared in nodes.items():
         kinds, text, x = {rows[row][1] for row in shared}, calls[-1][:30], starts[len(calls) - 1]
         if before := nodes.get(calls[:-1]):
@@ -67,10 +74,13 @@ def chain_tree(chains: Sequence[tuple[Sequence[str], bool]]) -> Figure:
         color = "black" if len(kinds) == 2 else CORRECT if True in kinds else INCORRECT
         axes.text(x, fmean(shared), text, color=color, fontsize=8, family="monospace", va="center")
     for row, (calls, correct) in enumerate(rows):
-        words = "correct" if correct else "incorrect"
+        words = "correct" if correct else f"incorrect {wrong.index(row) + 1}"
         axes.text(starts[len(calls)] - 3, row, words, fontsize=8, va="center", style="italic")
+        axes.scatter(columns.values() if correct else (), [row] * len(wrong) * correct, marker="s", color=BEFORE)
+    for number, x in enumerate(columns.values(), start=1):
+        axes.text(x, -1, f"{number}", fontsize=8, ha="center", va="center", style="italic")
     axes.axis("off")
-    return _finish(axes, xlim=(0, starts[-1] + 10), ylim=(len(rows) - 0.5, -0.5))
+    return _finish(axes, xlim=(0, width), ylim=(len(rows) - 0.5, -1.5))
 
 
 def training_curves(rows: Sequence[Mapping[str, float]]) -> Figure:
