@@ -51,6 +51,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.nightly
 def test_accuracy_over_minutes_ends_when_trl_had_as_many_steps_and_as_long(
     tmp_path: Path, load_small_student: Callable[..., tuple]
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_out_of_distribution_sets_are_checked_for_contamination_and_compared
     assert len(overlaps) == 2 * 3 and not any(found["duplicates"] for found in overlaps)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # they train
 @pytest.mark.parametrize("number", ["06", "07", "09"])
 def test_the_answers_to_their_exercises_run(further_run: Path, tmp_path: Path, number: str) -> None:
     name = f"{FURTHER[number].name}.ipynb"

@@ -174,6 +174,7 @@ def test_the_embedded_student_is_a_real_instruct_model(
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
 
 
+@pytest.mark.nightly
 def test_processes_that_start_at_once_make_the_embedded_student_once(tmp_path: Path) -> None:
     """Tests do, and so do two runs on a fresh machine."""
     code = "from fcdpo_utils.students import *; choose_dtype('auto'); AutoTokenizer.from_pretrained(embedded_student())"

@@ -22,7 +22,7 @@ ARITHMETIC = TASKS["arithmetic"]
 TOOLS = next(iter(ARITHMETIC.toolsets.values()))
 CALLS = [
     (TASKS[task].toolsets[name], call)
-    for task, levels in (("arithmetic", (2, 5)), ("fol", (2, 4)))
+    for task, levels in (("arithmetic", (2, 5)), ("fol", (2, 5)))
     for name in TASKS[task].toolsets
     for problem in TASKS[task].generate(8, "train", 0, levels=levels)
     for call in TASKS[task].gold_calls(problem, toolset=name)
