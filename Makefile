@@ -44,7 +44,7 @@ $(READY): pyproject.toml
 
 # a judge of our call parser: a wheel of 2 MB without its dependencies, which are a hundred providers' clients
 $(BFCL_SITE): | $(READY)
-	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target '$@' bfcl-eval==$(BFCL)  # else skipped
+	-$(PIP) --no-deps --target '$@' bfcl-eval==$(BFCL)  # else skipped
 
 inspect: $(INSPECT_SITE)/ready
 

@@ -101,6 +101,11 @@ def rooms_of(names: Iterable[str]) -> list[str]:
     return sorted({part.__module__ for part in parts}.union(*(task.own_code for task in tasks)))
 
 
+def folded(text: str) -> str:
+    """`text` up to case and spaces: by it two questions are one."""
+    return " ".join(text.lower().split())
+
+
 def split_of(canonical: str) -> str:
     """ "test" for three tenths of all canonical forms, else "train": no problem is ever in both."""
     return "test" if int(hashlib.sha256(canonical.encode()).hexdigest(), 16) % 10 < 3 else "train"

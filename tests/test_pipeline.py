@@ -525,7 +525,7 @@ def test_doctor_looks_at_what_a_run_needs(capfd: pytest.CaptureFixture[str]) -> 
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its only value is what stages take for the time, in seconds."""
     now = [0.0]
-    monkeypatch.setattr(stage, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(stage, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

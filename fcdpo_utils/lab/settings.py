@@ -182,20 +182,19 @@ def know_tasks(settings: RunSettings) -> None:
     tasks = [task for file in {t.file for t in settings.tasks.values() if t.file} for task in own.load(file)]
     for fault in (fault for task in tasks for fault in task.faults()):
         raise SettingsError(fault)
+    of_rows = [task.name for task in TASKS.values() if isinstance(task, RowTask)]
     for name, task in settings.tasks.items():
         known, place = TASKS.get(name), f"setting tasks.{name}"
         if known is None or task.file != getattr(known, "file", None):
             raise SettingsError(f"{place}: input should be one of {', '.join(TASKS)}, or have the file that defines it")
         if not (task.levels or isinstance(known, own.OwnTask)):
             raise SettingsError(f"{place}.levels: field required")
-        if not isinstance(known, RowTask) and (task.path or task.test_path):
-            files = " and ".join(task.name for task in TASKS.values() if isinstance(task, RowTask))
-            raise SettingsError(f"{place}.{'path' if task.path else 'test_path'}: only {files} read a file")
+        if name not in of_rows and (task.path or task.test_path):
+            raise SettingsError(f"{place}.{'' if task.path else 'test_'}path: only {' and '.join(of_rows)} read a file")
     for place, ood in enumerate(settings.generalisation.sets):
-        if ood.task not in TASKS or isinstance(TASKS[ood.task], RowTask):
-            able = ", ".join(name for name, task in TASKS.items() if not isinstance(task, RowTask))
+        if ood.task not in (able := [name for name in TASKS if name not in of_rows]):
             where = f"setting generalisation.sets.{place}.task"
-            raise SettingsError(f"{where}: input should be one of {able}, got {ood.task!r}")
+            raise SettingsError(f"{where}: input should be one of {', '.join(able)}, got {ood.task!r}")
 
 
 def _require_distinct(group: str, names: Sequence[str]) -> None:

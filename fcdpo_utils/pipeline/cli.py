@@ -127,12 +127,12 @@ def _check(run: Path, baseline: Path | None, update: bool, junit: Path, markdown
         print(*changed, f"{len(changed)} changes in {baseline}", sep="\n")
         return 0
     rows = baselines.check(run, baseline)
-    print(baselines.table(rows))
+    print(table := baselines.table(rows))
     if junit:
         export.render(junit, "junit.xml.j2", rows=rows, name=baseline.stem)
     if markdown:
         with open(markdown, "a", encoding="utf-8") as file:  # a step summary has other lines
-            print("```", baselines.table(rows), "```", sep="\n", file=file)
+            print("```", table, "```", sep="\n", file=file)
     if trend:
         store.append(trend, [baselines.trend(run, rows)])
     return int(not all(row.passed for row in rows))

@@ -17,6 +17,7 @@ from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT, files_of
 from fcdpo_utils.pipeline import baselines, manifest, publish
 from fcdpo_utils.pipeline.stage import format_seconds, record_path
+from fcdpo_utils.problems import load_problems, save_problems
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.views import viewer
 from fcdpo_utils.weights import ADAPTER_FILE, known
@@ -109,8 +110,7 @@ def _inspect(run_dir: Path, folder: Path) -> Path:
         shutil.copy2(path, folder / path.relative_to(ROOT))
     for file, name in own.items():
         shutil.copy2(file, folder / name)
-    problems = store.iterate(store.require(run_dir / "problems.jsonl", "01"))
-    store.write_records(folder / "problems.jsonl", (record for record in problems if record["split"] == "test"))
+    save_problems(folder / "problems.jsonl", load_problems(store.require(run_dir / "problems.jsonl", "01"), "test"))
     render(folder / "fcdpo_tasks.py", "inspect_tasks.py.j2", own=own.values(), settings=settings)
     return folder
 

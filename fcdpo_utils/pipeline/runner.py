@@ -184,7 +184,7 @@ def _watch(process: subprocess.Popen, place: str, folder: Path, later: float) ->
             text = (folder / PROGRESS).read_text(encoding="utf-8") or text
         if sys.stdout.isatty() or time.monotonic() - printed > _SILENCE_SECONDS:
             printed = time.monotonic()
-            _say(f"{place if text == 'running' else place[:5]}: {text}{then}")
+            _say(f"{place if text == 'running' else place.partition(' ')[0]}: {text}{then}")
         time.sleep(0.2)
 
 

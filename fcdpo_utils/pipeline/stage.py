@@ -50,12 +50,12 @@ class Stage:
 
         In an open notebook the bar stands there until then. It is text and no widget: what is stored is the line alone.
         """
-        started, shown, before, show = time.time(), 0.0, None, None
+        started, shown, before, show = time.monotonic(), 0.0, None, None
 
         def report(done: int, total: int, note: str = "") -> None:
             nonlocal before, shown, show
             show = show or _display()  # nothing is shown of what never begins
-            before, now = done - 1 if before is None else before, time.time()  # what an earlier run did took no time
+            before, now = done - 1 if before is None else before, time.monotonic()  # what an earlier run did took none
             look = {"ascii": True, "bar_format": _BAR, "initial": before, "postfix": note}
             text = tqdm.format_meter(done, total, now - started, prefix=label, **look)
             with suppress(OSError):  # a status line is not worth dying for

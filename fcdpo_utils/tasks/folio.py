@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fcdpo_utils.episode import Chain, run_calls
-from fcdpo_utils.problems import Problem
+from fcdpo_utils.problems import Problem, folded
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tasks.logic.first_order import Formula, decide, equivalent, is_consistent, parse, symbols
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic, misread, wrong_label
@@ -128,10 +128,10 @@ class FOLIO(RowTask, FirstOrderLogic):
 
     def canonical(self, row: Row) -> str:
         """The premises: several rows ask about the same ones."""
-        return " ".join(" ".join(_listed(row["premises"])).lower().split())
+        return folded(" ".join(_listed(row["premises"])))
 
     def question(self, row: Row) -> str:
-        return " ".join(f"{self.canonical(row)} {row['conclusion']}".lower().split())
+        return folded(f"{self.canonical(row)} {row['conclusion']}")
 
     def convert(self, row: Row) -> tuple[Problem | None, str]:
         """As for every such task; without a chain there is no problem, for the functions need the formulas."""

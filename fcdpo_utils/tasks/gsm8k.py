@@ -13,7 +13,7 @@ from itertools import chain
 
 from fcdpo_utils.arithmetic import Arithmetic, Step, compute, parse_answer
 from fcdpo_utils.numbers import answers_equal, format_number, is_stated, numbers_in, parse_number
-from fcdpo_utils.problems import Problem
+from fcdpo_utils.problems import Problem, folded
 from fcdpo_utils.tasks.expression import expression_steps
 from fcdpo_utils.tasks.rows import CONVERTED, Row, RowTask
 from fcdpo_utils.tools import ToolError
@@ -111,7 +111,7 @@ class GSM8K(RowTask, Arithmetic):
         return *self.constants, *problem.details.get("constants", ())
 
     def canonical(self, row: Row) -> str:
-        return " ".join(row["question"].lower().split())
+        return folded(row["question"])
 
     def convert(self, row: Row) -> tuple[Problem | None, str]:
         """As for every such task; without a chain there is a problem still, if only the answer can be read."""

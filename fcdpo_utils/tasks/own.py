@@ -20,7 +20,7 @@ from fcdpo_utils.arithmetic import NumberTools, parse_answer
 from fcdpo_utils.calls import CallError, parse_call
 from fcdpo_utils.episode import run_calls
 from fcdpo_utils.numbers import answers_equal
-from fcdpo_utils.problems import TASKS, Problem, Task, check_request, register, split_of
+from fcdpo_utils.problems import TASKS, Problem, Task, check_request, folded, register, split_of
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tools import Toolset, tool
 
@@ -166,7 +166,7 @@ class OwnTask(Task):
 
     def read(self) -> tuple[list[Problem], list[str]]:
         """The problems of all rows that can be used, and the faults of the others, one line each."""
-        found: dict[str, tuple[str, Problem]] = {_canonical(self.shown.question): ("the example", self.shown)}
+        found: dict[str, tuple[str, Problem]] = {folded(self.shown.question): ("the example", self.shown)}
         faults, rows = [], []
         try:
             rows = self._rows()
@@ -199,7 +199,7 @@ class OwnTask(Task):
         listed = calls is None or (isinstance(calls, list) and {type(call) for call in calls} <= {str})
         _require(listed, f"calls must be a list of texts, got {str(calls)[:60]}")
         _require(level is None or (type(level) is int and level > 0), f"level must be a number from 1, got {level!r}")
-        canonical, details = _canonical(question), {"calls": calls} if calls else {}
+        canonical, details = folded(question), {"calls": calls} if calls else {}
         split = split_of(canonical)
         name = f"{self.name}-{split}-{store.digest(canonical)[:10]}"
         problem = Problem(name, self.name, split, level or 1, question.strip(), str(answer).strip(), canonical, details)
@@ -239,10 +239,6 @@ class OwnTask(Task):
         guesses = [end, *([echo, *end] for echo in echoes)]  # the answer alone, or said before it is given
         if guess := next((guess for guess in guesses if not self._unsound(self.shown, guess)), None):
             yield f"{self.name}: a guess would count as sound: {' '.join(guess)}"
-
-
-def _canonical(question: str) -> str:
-    return " ".join(question.lower().split())
 
 
 def _parsed(line: str) -> Any:
