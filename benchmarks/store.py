@@ -20,8 +20,9 @@ from pathlib import Path
 from fcdpo_utils import chains, store
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import build_preferences
-from fcdpo_utils.problems import Problem, make_problems
+from fcdpo_utils.problems import Problem
 from fcdpo_utils.settings import Settings
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 

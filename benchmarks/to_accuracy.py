@@ -25,8 +25,8 @@ from fcdpo_utils.dataset import GroupDataset
 from fcdpo_utils.lab.settings import RunSettings, load_settings
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.preferences import build_preferences
-from fcdpo_utils.problems import make_problems
 from fcdpo_utils.students import free_memory, load_student, quiet
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.train import tokenise
 from fcdpo_utils.trainer import build_trainer

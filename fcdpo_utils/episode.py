@@ -4,8 +4,9 @@ Whoever proposes the calls (a scripted teacher, a local model, a server) feeds t
 from what the chain's own calls returned. Knows no model and no tokens.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -15,7 +16,7 @@ from fcdpo_utils.numbers import is_stated, numbers_in
 from fcdpo_utils.problems import Problem, Task
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tokens import Message, Schemas
-from fcdpo_utils.tools import Toolset
+from fcdpo_utils.tools import Functions, Toolset
 
 OUTCOMES = ("solved", "wrong_answer", "no_answer", "no_stop", "too_many_errors", "too_long")
 
@@ -62,6 +63,11 @@ class Chain:
     sound: bool
     recovered: bool = False
 
+    @property
+    def valid(self) -> bool:
+        """Sound, or recovered."""
+        return self.sound or self.recovered
+
     def record(self, **extra: Any) -> dict[str, Any]:
         """JSON-able form; `extra` (such as source or sample) is stored beside it."""
         return {**extra, **vars(self), "steps": [[step.call, step.result, step.error] for step in self.steps]}
@@ -87,13 +93,11 @@ class Episode:
     def __init__(self, task: Task, problem: Problem, toolset: str | None = None, limits: Limits = Limits()):
         self.task, self.problem, self.toolset, self.limits = task, problem, toolset, limits
         self.state = task.start(problem, toolset)
+        self.state.shown = self.tools = type(self.state).shown_as(problem.functions)
+        self.state.hints = limits.hints
         self.steps: list[Step] = []
         self.cut = False  # set by whoever drives the episode when the model's context is full
         self.usage = Usage()  # counted by whoever drives the episode
-
-    @property
-    def tools(self) -> type[Toolset]:
-        return type(self.state)
 
     @property
     def finished(self) -> bool:
@@ -146,12 +150,13 @@ class Episode:
 def run_calls(
     task: Task, problem: Problem, calls: Iterable[str], toolset: str | None = None, limits: Limits = Limits()
 ) -> Chain:
-    """The chain of a fixed list of calls, cut where the agent would have ended it."""
+    """The chain of a fixed list of calls, each by its method's name, cut where the agent would have ended it."""
     episode = Episode(task, problem, toolset, limits)
+    shown = {name: new for name, new, _ in problem.functions}
     for call in calls:
         if episode.finished:
             break
-        episode.step(call)
+        episode.step(re.sub(r"\w+(?=\()", lambda name: shown.get(name[0], name[0]), call, count=1))
     return episode.chain()
 
 
@@ -185,13 +190,15 @@ class ChatFormat:
         tools = type(task.start(problem, toolset))
         name = next(name for name, kind in task.toolsets.items() if kind is tools)
         question = without_roles(problem.question)  # of a file, perhaps
-        return [{"role": "user", "content": f"{_static_prompt(self, task, name)}\n\nProblem: {question}"}]
+        static = _static_prompt(self, task, name, problem.functions)
+        return [{"role": "user", "content": f"{static}\n\nProblem: {question}"}]
 
 
 @cache
-def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str) -> str:
-    """Instruction, functions and worked example: the same for all problems of `task`."""
-    example, tools = task.example(), task.toolsets[toolset]
+def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str, functions: Functions) -> str:
+    """Instruction, functions and worked example: the same for all problems of `task` with the same `functions`."""
+    example = replace(task.example(), details={**task.example().details, "functions": functions})
+    tools = task.toolsets[toolset].shown_as(functions)
     steps = run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
     functions = [tools.help()] if chat_format.schemas(tools) is None else []
     lines = [line for step in steps for line in (chat_format.written(tools, step.call), step.result)]

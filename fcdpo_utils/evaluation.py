@@ -71,9 +71,10 @@ def call_rates(chains: Sequence[Chain]) -> dict[str, float]:
 
 
 def recovery(chains: Sequence[Chain]) -> dict[str, int]:
-    """What became of the chains with a rejected call: how many there are, and how many were solved all the same."""
+    """What became of the chains with a rejected call: how many there are, how many were solved or recovered."""
     stumbled = [chain for chain in chains if any(step.error for step in chain.steps)]
-    return {"with_errors": len(stumbled), "solved": sum(chain.solved for chain in stumbled)}
+    counts = {label: sum(getattr(chain, label) for chain in stumbled) for label in ("solved", "recovered")}
+    return {"with_errors": len(stumbled), **counts}
 
 
 def summary(chains: Sequence[Chain], tokens: TokenCounts = None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def warm_up(
 def preference_data(problems: Sequence[Problem], teacher: Chains, own: Chains, settings: Settings) -> Preferences:
     """Groups of the teacher's and the student's own chains of `problems`, as `settings.preferences` wants them."""
     options, by_id = settings.preferences, {problem.id: problem for problem in problems}
-    label, kept = "solved" if options.label == "solved" else "sound", []
+    label, kept = "sound" if options.label == "shuffled" else options.label, []
     for author, chains in (("teacher", teacher), ("student", own)):
         for name, chain in chains:
             wanted = options.chosen_by if getattr(chain, label) else options.rejected_by
@@ -79,9 +79,13 @@ def preference_data(problems: Sequence[Problem], teacher: Chains, own: Chains, s
     steps = (  # every beginning of a correct chain, and the wrong call of an incorrect one after what came before it
         (name, _up_to(chain, end))
         for (name, chain), place in marked
-        for end in (range(len(chain.steps)) if getattr(chain, label) else [place] if place is not None else [])
+        for end in (_accepted(chain) if getattr(chain, label) else [place] if place is not None else [])
     )
     return build_preferences(steps, options.label, by=lambda chain: (chain.problem_id, chain.steps[:-1]))
+
+
+def _accepted(chain: Chain) -> list[int]:
+    return [place for place, step in enumerate(chain.steps) if not step.error]
 
 
 def _up_to(chain: Chain, place: int | None) -> Chain:

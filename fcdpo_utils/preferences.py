@@ -18,7 +18,7 @@ from fcdpo_utils.episode import Chain
 from fcdpo_utils.tokens import Message
 
 Pair = tuple[int, int]  # indices of a chosen and a rejected completion
-Label = Literal["sound", "solved", "shuffled"]
+Label = Literal["sound", "valid", "solved", "shuffled"]
 
 
 @dataclass(frozen=True)

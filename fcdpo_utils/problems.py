@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fcdpo_utils import store
-from fcdpo_utils.settings import TaskSettings
-from fcdpo_utils.tools import Toolset
+from fcdpo_utils.tools import Functions, Toolset
 
 SPLITS = ("train", "test")
 Mistake = Callable[["Problem", list[str], random.Random], list[str] | None]
@@ -36,6 +35,11 @@ class Problem:
     answer: str
     canonical: str
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> Functions:
+        """How the functions are shown, where that was drawn for this problem; else ()."""
+        return tuple(map(tuple, self.details.get("functions", ())))
 
 
 class Task(ABC):
@@ -119,16 +123,6 @@ def check_request(
         raise ValueError(f"{task}: split must be one of {', '.join(splits)}, got {split!r}")
     if not levels or not set(levels) <= set(allowed):
         raise ValueError(f"{task}: levels must be some of {', '.join(map(str, allowed))}, got {levels!r}")
-
-
-def make_problems(name: str, settings: TaskSettings, seed: int) -> list[Problem]:
-    """The training and held-out problems of one task; no canonical form is in both."""
-    options = settings.model_dump(include={"path", "test_path"}, exclude_none=True)
-    return [
-        problem
-        for split, count in (("train", settings.train), ("test", settings.test))
-        for problem in TASKS[name].generate(count, split, seed, levels=settings.levels, **options)
-    ]
 
 
 def save_problems(path: Path, problems: Sequence[Problem]) -> None:

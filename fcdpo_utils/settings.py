@@ -32,6 +32,9 @@ File = Annotated[str, AfterValidator(_absolute)]  # while hub ids stay as they a
 ModelSource = Annotated[str, AfterValidator(lambda name: str(ROOT / name) if (ROOT / name).exists() else name)]
 
 
+Naming = Literal["fixed", "natural", "invented", "mixed"]
+
+
 class TaskSettings(SettingsGroup):
     """How many problems of one task, and of which kind."""
 
@@ -39,6 +42,7 @@ class TaskSettings(SettingsGroup):
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
     toolset: str | None = Field(default=None, description="None is the task's default toolset")
+    naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
     path: File | None = Field(default=None, description="of gsm8k and folio: a JSONL file; relative to the checkout")
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")
     file: File | None = Field(default=None, description="of an own task: the Python file that defines it")
@@ -93,10 +97,11 @@ class TeacherSettings(SettingsGroup):
 
 
 class Limits(SettingsGroup):
-    """When an unfinished chain is ended: after `calls` calls or `errors` rejected ones."""
+    """When an unfinished chain is ended (after `calls` calls, `errors` rejected ones), what a rejected one says."""
 
     calls: int = Field(default=24, ge=1)
     errors: int = Field(default=3, ge=1)
+    hints: bool = Field(default=False, description="a rejected call says what would come near, where a task knows it")
 
 
 class WarmUpSettings(SettingsGroup):
@@ -110,10 +115,11 @@ class WarmUpSettings(SettingsGroup):
 
 
 class OwnChainsSettings(SettingsGroup):
-    """The warmed-up student's own chains, each ended at its first error, on problems that the warm-up left."""
+    """The warmed-up student's own chains, on problems that the warm-up left."""
 
     samples: int = Field(default=0, ge=0, description="of each problem; 0: only the teacher's chains are used")
     temperature: float = Field(default=1.0, gt=0)
+    errors: int = Field(default=1, ge=1, description="a chain ends at so many; from 2 on some get up after one")
 
 
 Author = Literal["teacher", "student", "both"]
@@ -122,8 +128,10 @@ Author = Literal["teacher", "student", "both"]
 class PreferenceSettings(SettingsGroup):
     """How chains become pairs."""
 
-    label: Literal["sound", "solved", "shuffled"] = Field(
-        default="sound", description="what makes a chain 'chosen'; shuffled: chance, a control that must not help"
+    label: Literal["sound", "valid", "solved", "shuffled"] = Field(
+        default="sound",
+        description="what makes a chain 'chosen'; valid: sound but for rejected calls, which are masked; shuffled: "
+        "chance, a control that must not help",
     )
     pairs: Literal["augmented", "original"] = Field(default="augmented", description="Da or D*")
     max_chosen: int = Field(default=8, ge=1, description="correct chains of a prompt used in one epoch")
@@ -148,6 +156,7 @@ class TrainingSettings(SettingsGroup):
     beta: float = Field(default=0.1, gt=0)
     dpo_weight: float = Field(default=1.0, ge=0)
     sft_weight: float = Field(default=1.0, ge=0)
+    replay: int = Field(default=0, ge=0, description="plain questions whose answers the student is kept to")
     mask_results: bool = Field(default=True, description="false: functions' results count as the student's own words")
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)

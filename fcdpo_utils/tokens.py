@@ -6,6 +6,7 @@ character spans to tokens, so it works for any template whose rendering only eve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,14 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tokens:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], masked_turns: Iterable[int] = ()
+) -> Tokens:
     """Tokenise one chat whose first assistant turn starts the completion.
 
-    Raises ValueError where the template rewrites earlier turns (its rendering is not a prefix of the longer one).
+    `masked_turns`: the assistant turns, from 0, whose tokens do not count as the policy's, such as rejected calls in a
+    chain to learn from. Raises ValueError where the template rewrites earlier turns (its rendering is not a prefix of
+    the longer one).
     """
     spans = _assistant_spans(tokenizer, messages)
     text = render(tokenizer, messages)
@@ -51,9 +56,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     # not `all_special_ids`: Phi-3's tokenizer has no name for <|end|>
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    policy = [False] * len(ids)
-    for start, end in spans:
+    policy, turns = [False] * len(ids), [[] for _ in spans]
+    for turn, (start, end) in zip(turns, spans, strict=True):
         for index in (i for i, (left, right) in enumerate(offsets) if start <= left < end and right > left):
+            turn.append(index)
             policy[index] = True
             if ids[index] in special:  # the end of turn; calls have none
                 break
@@ -61,6 +67,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     if spans and spans[-1][1] == len(text):  # what the template writes after the last end of turn predicts nothing
         last = max(index for index, chosen in enumerate(policy) if chosen)
         ids, policy = ids[: last + 1], policy[: last + 1]
+    for index in (index for turn in masked_turns for index in turns[turn]):
+        policy[index] = False
     return Tokens(tuple(ids), tuple(policy), prompt_length)
 
 

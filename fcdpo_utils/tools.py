@@ -5,16 +5,18 @@ and the example of each method give the help text and the JSON schema. Knows not
 """
 
 import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from fcdpo_utils.calls import CallError, ErrorKind, ParsedCall, Value, one_line, parse_call
 from fcdpo_utils.numbers import is_result, parse_number
 
 Number = Fraction
+Functions = tuple[tuple[str, str, str], ...]  # in the order shown: a function's name, the name shown, the description
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _KINDS = {  # of arguments: as JSON schema, and in words
     str: ({"type": "string"}, "a string"),
@@ -39,17 +41,22 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Tool:
-    """One callable function: its name, help line, example call and annotated parameters."""
+    """One callable function: its name, help line, example call and annotated parameters; `method` is what it runs."""
 
     name: str
     doc: str
     example: str
     signature: inspect.Signature
     types: dict[str, Any]
+    method: str
 
     def help(self) -> str:
         """One line: an example call and what it does."""
         return f"{self.example}: {self.doc}"
+
+    def shown_as(self, name: str, doc: str) -> Self:
+        """The same function under another name and description."""
+        return replace(self, name=name, doc=doc, example=name + self.example.removeprefix(self.name))
 
     def schema(self) -> dict[str, Any]:
         """The function as an OpenAI-style tool (JSON schema)."""
@@ -109,6 +116,8 @@ class Toolset:
     A tool returns one line of text, or raises `ToolError`. `answer` is what the chain answered (None so far),
     `stopped` whether it called Stop. `derivations` are its accepted calls with their results, in order, but for
     thoughts and for calls of a tool that sets the answer. `question`: the problem's text ("" in logic: formulas count).
+    `hints`: whether a rejected call may say what would come near. `shown`: the functions as the model knows them, this
+    class or what `shown_as` made of it.
     """
 
     question = ""
@@ -117,6 +126,8 @@ class Toolset:
         self.answer: str | None = None
         self.stopped = False
         self.derivations: list[tuple[ParsedCall, str]] = []
+        self.shown = type(self)
+        self.hints = False
         self._not_deriving = {"Reasoning"}
 
     @tool('Reasoning("add first")')
@@ -143,6 +154,16 @@ class Toolset:
         return own | inherited | own  # own first, and own where a method is overridden
 
     @classmethod
+    @cache
+    def shown_as(cls, functions: Functions) -> type[Self]:
+        """These functions in another order, under other names and descriptions; itself for ()."""
+        if not functions:
+            return cls
+        known = cls.functions()
+        shown = {new: known[name].shown_as(new, doc) for name, new, doc in functions}
+        return type(cls.__name__, (cls,), {"functions": staticmethod(lambda: shown)})
+
+    @classmethod
     def help(cls) -> str:
         """One help line per function."""
         return "\n".join(function.help() for function in cls.functions().values())
@@ -154,23 +175,27 @@ class Toolset:
 
     def call(self, text: str) -> ToolResult:
         """Run one call given as text. Never raises: every failure is a `ToolResult` with its error kind."""
+        functions = self.shown.functions()
         try:
             parsed = parse_call(text)
-            function = self.functions().get(parsed.name)
+            function = functions.get(parsed.name)
             if function is None:
-                known = ", ".join(self.functions())
+                known = ", ".join(functions)
                 raise CallError("unknown_function", f"Error: no function {parsed.name[:40]}; use one of {known}")
             arguments, before = function.bind(parsed), self.answer
-            result = ToolResult(one_line(getattr(self, parsed.name)(**arguments)))
+            result = ToolResult(one_line(getattr(self, function.method)(**arguments)))
             if self.answer != before:
-                self._not_deriving.add(parsed.name)
-            if parsed.name not in self._not_deriving:
+                self._not_deriving.add(function.method)
+            if function.method not in self._not_deriving:
                 self.derivations.append((parsed, result.text))
             return result
         except CallError as error:
             return ToolResult(str(error), error.kind)
         except ToolError as error:
-            return ToolResult(one_line(f"Error: {parsed.name}: {error}"), "refused")
+            said = str(error)
+            for function in functions.values():  # "use Rule"
+                said = re.sub(rf"\b{function.method}\b", function.name, said)
+            return ToolResult(one_line(f"Error: {parsed.name}: {said}"), "refused")
         except Exception as error:  # a bug in a user's own tool costs that call, not a night of chains
             return ToolResult(one_line(f"Error: {parsed.name} failed ({type(error).__name__})"), "refused")
 
@@ -189,7 +214,8 @@ def _function(method: Callable) -> Tool:
         raise TypeError(f"{method.__name__}: a tool's parameters must be {expected}; {unusable} are not")
     doc = " ".join(inspect.getdoc(method).split("\n\n")[0].split())
     types = {p.name: hints[p.name] for p in parameters}
-    return Tool(method.__name__, doc, method.tool_example, signature.replace(parameters=parameters), types)
+    signature = signature.replace(parameters=parameters)
+    return Tool(method.__name__, doc, method.tool_example, signature, types, method.__name__)
 
 
 def _kind_of(annotation: Any, nested: bool = False) -> tuple[dict[str, Any], str] | None:

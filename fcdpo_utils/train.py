@@ -20,6 +20,7 @@ from fcdpo_utils.dataset import GroupDataset
 from fcdpo_utils.fingerprint import CACHE, code_of, fingerprint
 from fcdpo_utils.plain import Engine, Progress
 from fcdpo_utils.preferences import Preferences
+from fcdpo_utils.replay import with_replay
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.students import describe, free_memory, load_student
 from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
@@ -75,8 +76,14 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     mask_results: bool = True,
 ) -> list[Tokens]:
-    """Every completion after its prompt, tokenised once; without `mask_results`, all its tokens are the policy's."""
-    tokens = [encode_chat(tokenizer, prompts[c.problem_id] + c.chain.messages()) for c in preferences.completions]
+    """Every completion after its prompt, tokenised once; without `mask_results`, all its tokens are the policy's.
+
+    A rejected call in a correct chain is masked as results are: nobody is taught to stumble.
+    """
+    tokens = []
+    for c in preferences.completions:
+        stumbles = [place for place, step in enumerate(c.chain.steps) if c.correct and step.error]
+        tokens.append(encode_chat(tokenizer, prompts[c.problem_id] + c.chain.messages(), stumbles))
     return tokens if mask_results else [unmasked(sequence) for sequence in tokens]
 
 
@@ -105,6 +112,8 @@ def train_student(
     with state.main_process_first():  # which may have a file to convert
         model, tokenizer = load_student(settings.student, start, trainable=True)
     student = describe(model)
+    if count := settings.training.replay:
+        preferences, prompts = with_replay(preferences, prompts, model, tokenizer, count)
     tokens = tokenise(preferences, prompts, tokenizer, settings.training.mask_results)
     groups = GroupDataset(preferences, tokens, settings.preferences, settings.seed)
     checkpoints, report = folder / "checkpoints" / identity, progress("reference chains")

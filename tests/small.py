@@ -21,8 +21,9 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.loss import expanded_dpo_loss, sequence_log_prob
 from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.preferences import Completion, Preferences, PromptGroup, build_preferences
-from fcdpo_utils.problems import Problem, make_problems
+from fcdpo_utils.problems import Problem
 from fcdpo_utils.settings import PreferenceSettings, Settings
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.tokens import Message, Tokens
@@ -70,11 +71,12 @@ def trainer_of(
     folder: Path,
     *overrides: str,
     groups: list[PromptGroup] = GROUPS,
+    tasks: list[str] | None = None,
     room: Any = engine,
 ) -> DPOTrainer:
     """A trainer on `TOKENS` with `settings_of(*overrides)`; `room`: its engine."""
     settings = settings_of(*overrides)
-    data = GroupDataset(preferences_of(groups), TOKENS, settings.preferences, settings.seed)
+    data = GroupDataset(preferences_of(groups, tasks), TOKENS, settings.preferences, settings.seed)
     folder.mkdir(exist_ok=True)
     return build_trainer(model, tokenizer, data, settings, folder, folder / "cache.jsonl", room)
 

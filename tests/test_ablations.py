@@ -14,8 +14,9 @@ from fcdpo_utils.lab import ablations
 from fcdpo_utils.lab.ablations import VariantResult, markdown, table, variants_of, verdict
 from fcdpo_utils.lab.settings import VariantSettings, load_settings
 from fcdpo_utils.preferences import Preferences
-from fcdpo_utils.problems import make_problems, save_problems
+from fcdpo_utils.problems import save_problems
 from fcdpo_utils.settings import Settings, SettingsError
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.train import TrainingSummary

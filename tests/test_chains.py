@@ -11,8 +11,9 @@ from fcdpo_utils.engine.rollout import Chat
 from fcdpo_utils.episode import PYTHON_CALLS, Chain, Episode
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import Preferences, build_preferences
-from fcdpo_utils.problems import TASKS, Problem, load_problems, make_problems, save_problems
+from fcdpo_utils.problems import TASKS, Problem, load_problems, save_problems
 from fcdpo_utils.settings import Settings
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teacher import Admit, OnSample, SampleRequest, Teacher
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains as make_chains_with

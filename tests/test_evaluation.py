@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -242,7 +244,9 @@ def test_the_shares_of_accepted_and_rejected_calls_sum_to_1() -> None:
 
 def test_recovery_is_being_solved_after_a_rejected_call() -> None:
     chains = [chain(errors=1), chain(errors=2, outcome="too_many_errors"), SOUND]
-    assert recovery(chains) == {"with_errors": 2, "solved": 1}
+    assert recovery(chains) == {"with_errors": 2, "solved": 1, "recovered": 0}
+    got_up = replace(chain(errors=1), recovered=True)
+    assert recovery([got_up, SOUND]) == {"with_errors": 1, "solved": 1, "recovered": 1}
 
 
 def test_calls_and_tokens_are_those_of_solved_chains() -> None:

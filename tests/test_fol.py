@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcdpo_utils.episode import Chain, Limits, run_calls
+from fcdpo_utils.episode import Chain, Episode, Limits, run_calls
 from fcdpo_utils.problems import Problem
 from fcdpo_utils.tasks.logic import formulas, task, theories
 from fcdpo_utils.tasks.logic.formulas import VARIABLE, Clause, decide, ground, is_consistent, parse_formula
@@ -50,6 +50,14 @@ def puzzle(*texts: str, goal: str, answer: str = "True") -> Problem:
 
 
 @pytest.mark.parametrize(("split", "levels"), SETS)
+def test_a_rejected_premise_may_come_with_the_nearest_that_is_stated() -> None:
+    task = FirstOrderLogic()
+    call = 'Rule("guard(x) -> big(x)")'
+    plain, hinted = (Episode(task, task.example(), limits=Limits(hints=hints)).step(call) for hints in (False, True))
+    assert plain.result == "Error: Rule: guard(x) -> big(x) is not stated in the problem"
+    assert hinted.result == f"{plain.result}; it states big(x) -> guard(x)" and hinted.error == "refused"
+
+
 def test_labels_are_balanced_within_each_level(split: str, levels: tuple[int, ...]) -> None:
     counts = Counter((problem.level, problem.answer) for problem in problems(split, levels))
     assert set(counts.values()) == {90 // len(levels) // 3}

@@ -25,11 +25,12 @@ from test_gsm8k import write
 
 from fcdpo_utils.episode import prompt, run_calls
 from fcdpo_utils.pipeline.cli import main
-from fcdpo_utils.problems import Problem, make_problems, split_of
+from fcdpo_utils.problems import Problem, split_of
 from fcdpo_utils.settings import TaskSettings
 from fcdpo_utils.tasks.folio import FOLIO, FolioTools, read
 from fcdpo_utils.tasks.logic import first_order
 from fcdpo_utils.tasks.logic.first_order import Formula, decide, equivalent, is_consistent, parse, symbols
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.tools import ToolError
 
 DATA = Path(__file__).parents[2] / "shared/data/folio"

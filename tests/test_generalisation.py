@@ -7,7 +7,8 @@ import torch
 
 from fcdpo_utils.lab.generalisation import answer_log_likelihoods, forgetting, ood_problems, ood_settings, plain_chats
 from fcdpo_utils.lab.settings import OODSettings, load_settings
-from fcdpo_utils.problems import TASKS, make_problems
+from fcdpo_utils.problems import TASKS
+from fcdpo_utils.tasks.making import make_problems
 
 CPU = load_settings("cpu")
 SETS = CPU.generalisation.sets

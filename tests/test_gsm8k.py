@@ -13,9 +13,10 @@ import pytest
 
 from fcdpo_utils.episode import Limits, prompt, run_calls
 from fcdpo_utils.pipeline.cli import main
-from fcdpo_utils.problems import Problem, make_problems, split_of
+from fcdpo_utils.problems import Problem, split_of
 from fcdpo_utils.settings import TaskSettings
 from fcdpo_utils.tasks.gsm8k import GSM8K, ConversionFailure, convert_row
+from fcdpo_utils.tasks.making import make_problems
 
 REAL_FILE = Path(__file__).parents[2] / "shared/data/gsm8k/train.jsonl"
 TASK = GSM8K()

@@ -26,8 +26,9 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.pipeline.stage import start_stage
 from fcdpo_utils.plain import Sampling
-from fcdpo_utils.problems import TASKS, Problem, load_problems, make_problems, save_problems
+from fcdpo_utils.problems import TASKS, Problem, load_problems, save_problems
 from fcdpo_utils.settings import Limits
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teacher import Sample, SampleRequest
 from fcdpo_utils.teachers.server import ServerTeacher
 from fcdpo_utils.teachers.tool_calls import as_request

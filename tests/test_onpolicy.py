@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from small import SmokeData, settings_of, silent, smoke_data_in
+from transformers import PreTrainedTokenizerBase
 
 from fcdpo_utils import engine, plain, store
 from fcdpo_utils.chains import load_chains
-from fcdpo_utils.episode import Chain, run_calls
+from fcdpo_utils.episode import Chain, prompt, run_calls
 from fcdpo_utils.onpolicy import first_wrong, preference_data, split_problems, warm_up
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.train import tokenise
 
 SETTINGS = settings_of()
 GOLD = ["Sum(3, 4)", "Multiply(7, 2)", "Answer(14)", "Stop()"]
@@ -97,6 +99,29 @@ def test_a_wrong_call_that_ends_its_chain_makes_a_step_pair_too() -> None:
     ((chosen, rejected),) = data.augmented_pairs()
     last = [data.completions[index].chain.steps[-1].call for index in (chosen, rejected)]
     assert last == ["Answer(14)", "Answer(15)"]
+
+
+STUMBLE = ["Sum(3, 4)", "Multiply(7 2)", *GOLD[1:]]
+
+
+def test_a_chain_that_gets_up_may_be_chosen_and_what_was_rejected_is_masked(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    own = [chain_of(*STUMBLE), chain_of("Sum(3,")]
+    assert calls_of(data_of(own), correct=True) == [GOLD]
+    data = data_of(own, "preferences.label=valid")
+    assert calls_of(data, correct=True) == [GOLD, STUMBLE]
+    prompts = {PROBLEM.id: prompt(TASKS["arithmetic"], PROBLEM)}
+    said = []
+    for tokens in tokenise(data, prompts, tokenizer):
+        said.append(tokenizer.decode([i for i, own in zip(tokens.ids, tokens.policy, strict=True) if own]))
+    assert "Multiply(7 2)" not in said[1] and "Multiply(7, 2)" in said[1] and "Sum(3," in said[2]
+
+
+def test_no_step_to_prefer_is_a_rejected_one() -> None:
+    data = data_of([chain_of(*STUMBLE)], "preferences.rejected=step", "preferences.label=valid")
+    chosen = [completion.chain.steps[-1] for completion in data.completions if completion.correct]
+    assert chosen and not any(step.error for step in chosen)
 
 
 def test_the_settings_say_whose_chains_are_used() -> None:

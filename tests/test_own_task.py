@@ -17,8 +17,9 @@ from fcdpo_utils.lab.settings import RunSettings, load_settings
 from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.pipeline.stage import open_run_dir
-from fcdpo_utils.problems import TASKS, Problem, make_problems, rooms_of, split_of
+from fcdpo_utils.problems import TASKS, Problem, rooms_of, split_of
 from fcdpo_utils.settings import Settings, SettingsError
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.tasks.own import OwnTask, OwnTaskError, load
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains

@@ -20,8 +20,9 @@ from fcdpo_utils import store
 from fcdpo_utils.episode import PYTHON_CALLS, ChatFormat, run_calls
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.plain import Sampling
-from fcdpo_utils.problems import TASKS, make_problems
+from fcdpo_utils.problems import TASKS
 from fcdpo_utils.settings import Settings, SettingsError
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teacher import Sample, SampleRequest, TeacherError
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains

@@ -56,6 +56,14 @@ def test_the_prompt_ends_where_the_first_call_begins(student: PreTrainedTokenize
     assert "".join(before.split()) == "".join(asked.split())  # Phi-3's tokens swallow line ends
 
 
+def test_a_masked_turn_is_the_policys_no_more_and_nothing_else_changes(student: PreTrainedTokenizerBase) -> None:
+    plain, masked = encode_chat(student, CHAT), encode_chat(student, CHAT, masked_turns=[1])
+    assert (masked.ids, masked.prompt_length) == (plain.ids, plain.prompt_length)
+    gone = [index for index, (p, m) in enumerate(zip(plain.policy, masked.policy, strict=True)) if p and not m]
+    assert CALLS[1] in student.decode([plain.ids[index] for index in gone]) and gone == [*range(gone[0], gone[-1] + 1)]
+    assert sum(masked.policy) + len(gone) == sum(plain.policy)
+
+
 def test_a_template_without_a_system_role_needs_none(tokenizer: PreTrainedTokenizerBase) -> None:
     changed = speaking(tokenizer, FAMILIES["mistral, first release"])
     with pytest.raises(Exception, match="roles must alternate"):

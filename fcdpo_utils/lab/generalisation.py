@@ -19,12 +19,14 @@ from fcdpo_utils.lab.settings import OODSettings, RunSettings
 from fcdpo_utils.loss import sequence_log_prob
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import Settings, TaskSettings
+from fcdpo_utils.tasks.making import with_names
 from fcdpo_utils.tokens import Message, encode_chat
 
 
 def ood_problems(ood: OODSettings, seed: int) -> list[Problem]:
     """The problems of one out-of-distribution set; the same arguments give the same problems."""
-    return TASKS[ood.task].generate(ood.test, ood.split, seed, levels=ood.levels)
+    problems = TASKS[ood.task].generate(ood.test, ood.split, seed, levels=ood.levels)
+    return with_names(problems, ood.toolset, ood.naming, seed)
 
 
 def ood_settings(ood: OODSettings, settings: RunSettings) -> Settings:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fcdpo_utils.lab.grid import slug
 from fcdpo_utils.problems import TASKS
-from fcdpo_utils.settings import Settings, SettingsError, SettingsGroup
+from fcdpo_utils.settings import Naming, Settings, SettingsError, SettingsGroup
 from fcdpo_utils.tasks import own
 from fcdpo_utils.tasks.rows import RowTask
 
@@ -61,6 +61,7 @@ class OODSettings(SettingsGroup):
     levels: tuple[int, ...]
     test: int = Field(default=100, ge=1, description="problems")
     toolset: str | None = None
+    naming: Naming = "fixed"
 
 
 _SETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

@@ -13,9 +13,10 @@ from fcdpo_utils import store
 from fcdpo_utils.episode import prompt, run_calls
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.lab.settings import load_settings
-from fcdpo_utils.problems import TASKS, Problem, make_problems
+from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.students import embedded_student
 from fcdpo_utils.tasks import own
+from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.tokens import encode_chat
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of sound chains, where none are made yet

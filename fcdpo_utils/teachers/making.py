@@ -12,7 +12,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.chains import current, keys_of, request_of
-from fcdpo_utils.episode import Chain, Usage, run_calls
+from fcdpo_utils.episode import Chain, Usage
 from fcdpo_utils.fingerprint import code_of, fingerprint
 from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.problems import Problem, rooms_of
@@ -117,9 +117,9 @@ class _Making:
 
     def _runs_the_same(self, record: store.Record) -> bool:
         """Whether this code, not the one that made a chain, gives its calls the same results and labels."""
-        chain, asked = Chain.from_record(record), request_of(self.by_id[record["problem_id"]], self.settings)
-        calls = [step.call for step in chain.steps]
-        return run_calls(asked.task, asked.problem, calls, asked.toolset, asked.limits) == chain
+        chain = Chain.from_record(record)
+        episode = request_of(self.by_id[record["problem_id"]], self.settings).episode()
+        return all(episode.step(step.call) == step for step in chain.steps) and episode.chain() == chain
 
     def _count(self, record: store.Record) -> None:
         self.made[_place(record)] = record["sound"], fingerprint({"steps": record["steps"]})

@@ -18,7 +18,7 @@ def own_chains(
 ) -> Chains:
     """Chains that the student with `adapter` samples, kept in `path`; none where the settings want none.
 
-    A chain ends at its first error: what a student writes after one is noise.
+    By default a chain ends at its first error: what an untrained student writes after one is noise.
     """
     student, options = settings.student, settings.own_chains
     if not options.samples:
@@ -34,7 +34,7 @@ def own_chains(
         turn_tokens=settings.evaluation.turn_tokens,
         concurrency=settings.evaluation.batch_size,
     )
-    limits = settings.limits.model_copy(update={"errors": 1})
+    limits = settings.limits.model_copy(update={"errors": options.errors})
     own = settings.model_copy(update={"teacher": teacher, "limits": limits})
     make_chains(path, problems, own, build_teacher, progress("own chains"))
     return load_chains(path)

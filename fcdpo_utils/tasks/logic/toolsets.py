@@ -7,6 +7,7 @@ when nothing more follows. Knows nothing of English, prompts or models.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
 from random import Random
@@ -28,7 +29,8 @@ class FolTools(Toolset, ABC):
         """Parse `text` and require that it is one of the problem's premises."""
         formula = _parse(text)
         if not any(formula.same_as(premise) for premise in self.premises):
-            raise ToolError(f"{formula} is not stated in the problem")
+            near = get_close_matches(str(formula), map(str, self.premises), n=1, cutoff=0) if self.hints else ()
+            raise ToolError("; it states ".join([f"{formula} is not stated in the problem", *near]))
         return formula
 
     @abstractmethod

@@ -1,0 +1,116 @@
+"""Drawn names: pools that never meet, and chains that mean the same under any name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from small import settings_of
+
+from fcdpo_utils.episode import Episode, prompt, run_calls
+from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.tasks.making import make_problems, with_names
+from fcdpo_utils.tasks.naming import WORDS, draw_names
+from fcdpo_utils.teacher import SampleRequest
+from fcdpo_utils.teachers.scripted import ScriptedTeacher
+from fcdpo_utils.teachers.tool_calls import TOOL_CALLS
+
+TOOLSETS = [("arithmetic", "steps"), ("arithmetic", "expression"), ("fol", "deduction"), ("fol", "decide")]
+TOOLSETS.append(("ordering", None))
+NAMINGS = ("natural", "invented")
+
+
+def drawn(task: str, toolset: str | None, naming: str, count: int = 6, split: str = "train") -> list[Problem]:
+    return with_names(TASKS[task].generate(count, split, 0, levels=(1, 2)), toolset, naming, 0)
+
+
+def names_of(problems: list[Problem]) -> set[str]:
+    return {new for problem in problems for _, new, _ in problem.functions}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_a_gold_chain_is_sound_under_any_names_and_shows_no_other(task: str, toolset: str | None, naming: str) -> None:
+    for problem in drawn(task, toolset, naming):
+        calls = TASKS[task].gold_calls(problem, toolset=toolset)
+        chain = run_calls(TASKS[task], problem, calls, toolset)
+        assert chain.sound and {step.call.partition("(")[0] for step in chain.steps} <= names_of([problem])
+        real = TASKS[task].toolset(toolset).functions()
+        functions, _, example = prompt(TASKS[task], problem, toolset)[0]["content"].partition("\n\n")
+        for line in [*functions.split("\n")[2:], *example.split("\n")]:
+            assert line.partition("(")[0] not in real
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_names_of_held_out_problems_are_in_no_training_prompt(task: str, toolset: str | None) -> None:
+    tools = TASKS[task].toolset(toolset)
+    for naming in ("invented",) if toolset is None else NAMINGS:  # a user's function has no second pool of words
+        seen, asked = (
+            {new for number in range(400) for _, new, _ in draw_names(tools, naming, held_out, f"{number}")}
+            for held_out in (False, True)
+        )
+        assert len(seen) > 40 and len(asked) > 20
+        assert not {name.lower().replace("_", "") for name in seen} & {name.lower().replace("_", "") for name in asked}
+
+
+def test_every_function_that_ships_with_a_natural_pool_has_enough_of_both_kinds() -> None:
+    for task, toolset in TOOLSETS[:-1]:
+        for name in TASKS[task].toolset(toolset).functions():
+            train, held_out = ({*WORDS[name][pool]} for pool in ("train", "held_out"))
+            assert len(train) >= 6 and len(held_out) >= 3 and not train & held_out
+
+
+def test_the_same_arguments_draw_the_same_names_and_mixed_draws_all_kinds() -> None:
+    assert drawn("fol", None, "natural") == drawn("fol", None, "natural")
+    problems = drawn("arithmetic", None, "mixed", 100)
+    fixed = [problem for problem in problems if not problem.functions]
+    assert 8 <= len(fixed) <= 35
+    first = [problem.functions[0][0] for problem in problems if problem.functions]
+    assert set(first) == set(TASKS["arithmetic"].toolset(None).functions())  # the order is drawn, too
+
+
+def test_a_function_goes_by_no_other_name_than_the_one_shown() -> None:
+    (problem,) = drawn("arithmetic", None, "invented", 1)
+    episode = Episode(TASKS["arithmetic"], problem)
+    step = episode.step("Sum(2, 3)")
+    known = step.result.partition("one of ")[2].split(", ")
+    assert step.error == "unknown_function" and set(known) == names_of([problem])
+    shown = {name: new for name, new, _ in problem.functions}
+    assert f"Error: {shown['Sum']}: a must be a number" in episode.step(f'{shown["Sum"]}("x", 3)').result
+
+
+def test_an_error_line_names_functions_as_they_are_shown() -> None:
+    (problem,) = with_names([TASKS["fol"].example()], None, "natural", 0)
+    shown = {name: new for name, new, _ in problem.functions}
+    step = Episode(TASKS["fol"], problem).step(f'{shown["Fact"]}("big(x) -> guard(x)")')
+    assert step.result == f"Error: {shown['Fact']}: this is a rule; use {shown['Rule']}"
+
+
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_a_teacher_makes_the_same_chains_under_other_names(task: str, toolset: str | None) -> None:
+    teacher = ScriptedTeacher(error_rate=0.5, variation=0.5)
+    for problem in drawn(task, toolset, "invented"):
+        plain = replace(problem, details={k: v for k, v in problem.details.items() if k != "functions"})
+        for number in range(4):
+            named, usual = (teacher.sample(SampleRequest(TASKS[task], p, number, toolset)) for p in (problem, plain))
+            assert named.source == usual.source
+            assert (named.chain.outcome, named.chain.sound) == (usual.chain.outcome, usual.chain.sound)
+            assert [step.error for step in named.chain.steps] == [step.error for step in usual.chain.steps]
+
+
+def test_native_tool_calls_show_drawn_names() -> None:
+    (problem,) = drawn("arithmetic", None, "natural", 1)
+    schemas = TOOL_CALLS.schemas(Episode(TASKS["arithmetic"], problem).tools)
+    for schema, (_, new, says) in zip(schemas, problem.functions, strict=True):
+        assert schema["function"]["name"] == new and schema["function"]["description"].startswith(says)
+
+
+def test_a_setting_draws_names_for_training_problems_alone_and_they_survive_the_file() -> None:
+    settings = settings_of("tasks.arithmetic.naming=invented")
+    problems = make_problems("arithmetic", settings.tasks["arithmetic"], 0)
+    assert {bool(problem.functions) for problem in problems if problem.split == "train"} == {True}
+    assert not any(problem.functions for problem in problems if problem.split == "test")
+    stored = Problem(**json.loads(json.dumps(vars(problems[0]))))
+    assert stored.functions == problems[0].functions
+    assert prompt(TASKS["arithmetic"], stored) == prompt(TASKS["arithmetic"], problems[0])
