@@ -79,16 +79,6 @@ class LayerCache:
                 self.buffers[index] = torch.cat([old, more], dim=2)
             self.buffers[index][plan.chains, :, plan.slots] = new[0].transpose(0, 1)
 
-    def freeze_prefix(self, length: int) -> None:
-        """What the first chain holds becomes the shared prefix."""
-        self.prefix = tuple(buffer[0, :, :length].contiguous() for buffer in self.buffers)
-        self.buffers = []
-
-    def move(self, sources: list[int], targets: list[int]) -> None:
-        """Copy some chains to the places of others."""
-        for buffer in self.buffers:
-            buffer[targets] = buffer[sources]
-
 
 def shared_prefix_attention(
     module: nn.Module,
@@ -160,7 +150,8 @@ class DecodeEngine:
         if prefix:
             self.feed([PendingTokens(pending=prefix)])
             for layer in self.cache:
-                layer.freeze_prefix(len(prefix))
+                layer.prefix = tuple(buffer[0, :, : len(prefix)].contiguous() for buffer in layer.buffers)
+                layer.buffers = []
             self.offset, self.slots = len(prefix), 0
 
     def feed(self, chains: Sequence[PendingTokens]) -> Tensor:
@@ -183,8 +174,8 @@ class DecodeEngine:
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy what some chains have cached to the places of others."""
-        for layer in self.cache:
-            layer.move(sources, targets)
+        for buffer in (buffer for layer in self.cache for buffer in layer.buffers):
+            buffer[targets] = buffer[sources]
 
     def _plan(self, chains: Sequence[PendingTokens]) -> tuple[Tensor, BatchPlan]:
         """The packed row, (n,), and its plan."""

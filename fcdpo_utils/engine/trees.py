@@ -27,26 +27,18 @@ _NOT_SUPPORTED = "not plain softmax attention: choose another student (fcdpo_uti
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Positions `start:end` of the row; `ancestors` are the spans it continues, from the root on."""
-
-    start: int
-    end: int
-    ancestors: Spans
-
-
-@dataclass(frozen=True)
 class TokenTree:
     """Sequences packed into one row.
 
-    `input_ids`, `position_ids`: (1, row). `predecessors`, `targets`: (scored,) for each scored token, where it is
-    predicted from and what it is. `owners`, `scored`: for each (sequence, policy token), which sequence and which
-    scored token, so that `sequence log-prob = index_add(owners, token log-prob[scored])`.
+    `input_ids`, `position_ids`: (1, row). `segments`: spans of the row, each behind those it continues, from the root
+    on. `predecessors`, `targets`: (scored,) for each scored token, where it is predicted from and what it is. `owners`,
+    `scored`: for each (sequence, policy token), which sequence and which scored token, so that `sequence log-prob =
+    index_add(owners, token log-prob[scored])`.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    segments: tuple[Segment, ...]
+    segments: tuple[Spans, ...]
     predecessors: Tensor
     targets: Tensor
     owners: Tensor
@@ -65,7 +57,7 @@ def build_tree(sequences: Sequence[Tokens]) -> TokenTree:
     tokens = [list(zip(sequence.ids, sequence.policy, strict=True)) for sequence in sequences]
     ids: list[int] = []
     positions: list[int] = []
-    segments: list[Segment] = []
+    segments: list[Spans] = []
     predecessors: dict[int, int] = {}  # place of a policy token in the row -> place of the token before it
     paths: list[list[int]] = [[] for _ in sequences]  # places of each sequence's policy tokens
 
@@ -80,8 +72,8 @@ def build_tree(sequences: Sequence[Tokens]) -> TokenTree:
                 for member in group:
                     paths[member].append(place)
         if end > depth:
-            segments.append(Segment(start, len(ids), ancestors))
             ancestors, before = (*ancestors, (start, len(ids))), len(ids) - 1
+            segments.append(ancestors)
         branches: dict[tuple[int, bool], list[int]] = {}
         for member in group:
             if len(tokens[member]) > end:
@@ -118,7 +110,7 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], window: int | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Spans, ...], window: int | None
     ) -> Tensor:
         output = torch.empty_like(query)
         for rows, keys in _tiles(segments):
@@ -146,12 +138,12 @@ class _TreeAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-def _tiles(segments: tuple[Segment, ...]) -> Iterator[tuple[slice, Spans]]:
+def _tiles(segments: tuple[Spans, ...]) -> Iterator[tuple[slice, Spans]]:
     """(query rows, spans of keys); the rows are the last keys of the last span, and causal among themselves."""
-    for segment in segments:
-        for start in range(segment.start, segment.end, _TILE_ROWS):
-            end = min(start + _TILE_ROWS, segment.end)
-            yield slice(start, end), (*segment.ancestors, (segment.start, end))
+    for *ancestors, (first, stop) in segments:
+        for start in range(first, stop, _TILE_ROWS):
+            end = min(start + _TILE_ROWS, stop)
+            yield slice(start, end), (*ancestors, (first, end))
 
 
 def _seen(states: Tensor, spans: Spans) -> Tensor:
@@ -192,7 +184,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segments: tuple[Segment, ...] = (),
+    segments: tuple[Spans, ...] = (),
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
