@@ -6,6 +6,9 @@ Knows nothing of calls being run, of tools or of tasks.
 import re
 from collections.abc import Collection
 from fractions import Fraction
+from pathlib import Path
+
+import yaml
 
 from fcdpo_utils.calls import Value
 
@@ -15,15 +18,8 @@ _NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})(/\d{1,30})?")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\.)\.\d+)"
 _LITERAL = re.compile(rf"(?<!\w){_DIGITS}(?:/{_DIGITS})?")  # behind a letter it is a part of a name: F1
 _TOKEN = re.compile(rf"{_LITERAL.pattern}|[^\W\d_]+|[^\s\w-]")
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_WORDS = {word: value for value, word in enumerate(f"{_ONES} seventeen eighteen nineteen".split())}
-_WORDS |= {word: value for value, word in zip(range(20, 100, 10), _TENS.split(), strict=True)}
-_WORDS |= {"once": 1, "single": 1, "twice": 2, "double": 2, "both": 2, "thrice": 3, "triple": 3, "quadruple": 4}
-_MULTIPLES = {"pair": 2, "couple": 2, "dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
-_PARTS |= {"eighth": 8, "ninth": 9, "tenth": 10, "%": 100, "percent": 100, "cent": 100, "\u00a2": 100}
-_SILENT = ("a", "an", "and", "of")  # "half of a million"
+# what words say: a value, one that multiplies, a part of one, nothing ("half of a million")
+_WORDS, _MULTIPLES, _PARTS, _SILENT = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def parse_number(value: Value) -> Fraction:
