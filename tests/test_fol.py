@@ -17,7 +17,7 @@ from fcdpo_utils.problems import Problem
 from fcdpo_utils.tasks.logic import formulas, task, theories
 from fcdpo_utils.tasks.logic.formulas import VARIABLE, Clause, decide, ground, is_consistent, parse_formula
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
-from fcdpo_utils.tasks.logic.theories import MAIN_WORDS, OTHER_WORDS, split_of
+from fcdpo_utils.tasks.logic.theories import WORDS, split_of
 from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools
 from fcdpo_utils.tools import ToolResult
 
@@ -111,8 +111,8 @@ def test_ood_depth_has_the_functions_and_none_of_the_forms_of_training() -> None
 
 
 def test_the_two_vocabularies_never_meet() -> None:
-    pools = [{*pool.nouns, *pool.adjectives, *pool.names} for pool in (MAIN_WORDS, OTHER_WORDS)]
-    assert pools[0].isdisjoint(pools[1])
+    main, other = ({word for kind in pool.values() for word in kind} for pool in WORDS.values())
+    assert main.isdisjoint(other)
 
 
 @pytest.mark.parametrize(("split", "levels"), SETS)

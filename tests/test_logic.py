@@ -23,6 +23,7 @@ from fcdpo_utils.tasks.logic.formulas import (
     satisfiable,
     to_clauses,
 )
+from fcdpo_utils.tools import ToolError
 
 PREDICATES = ("cat", "dog", "kind", "old")
 NAMES = ("Tom", "Ann", "Bob")
@@ -35,7 +36,7 @@ def theory(*texts: str) -> list[Formula]:
 
 def error_of(text: str) -> str:
     """The line of the error that parsing `text` raises."""
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ToolError) as caught:
         parse_formula(text)
     return str(caught.value)
 
@@ -158,7 +159,7 @@ def test_a_formula_outside_the_fragment_is_refused_with_its_line(text: str, line
 def test_any_printable_text_is_a_formula_or_one_error_line(text: str) -> None:
     try:
         assert isinstance(parse_formula(text), Formula)
-    except ValueError as error:
+    except ToolError as error:
         assert len(str(error).splitlines()) == 1
 
 
@@ -239,7 +240,7 @@ def test_a_goal_is_decided(premises: list[str], goal: str, label: str) -> None:
     ],
 )
 def test_premises_that_contradict_each_other_decide_nothing(premises: list[str]) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ToolError) as caught:
         decide(theory(*premises), parse_formula("kind(Ann)"))
     assert str(caught.value) == "the premises contradict each other"
     assert not is_consistent(theory(*premises))
@@ -306,7 +307,7 @@ class Z3Oracle:
 def our_label(premises: list[Formula], goal: Formula) -> str:
     try:
         return decide(premises, goal)
-    except ValueError as error:
+    except ToolError as error:
         assert str(error) == "the premises contradict each other"
         return "contradiction"
 

@@ -2,15 +2,13 @@
 
 A row has premises and a conclusion in English and as formulas. A premise is recorded when z3 proves it equivalent to an
 annotated one. Rows whose label z3 does not confirm, or without a formula of the conclusion, have no chain: `fcdpo folio
-PATH` prints how many have, how many premises can be read, and what the rest are.
+PATH` prints how many have, and what the rest are.
 """
 
 import random
-import re
-from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from fcdpo_utils.episode import Chain, run_calls
 from fcdpo_utils.problems import Problem, folded
@@ -18,29 +16,18 @@ from fcdpo_utils.settings import Limits
 from fcdpo_utils.tasks.logic.first_order import Formula, decide, equivalent, is_consistent, parse, symbols
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic, misread, wrong_label
 from fcdpo_utils.tasks.logic.toolsets import DecideTools
-from fcdpo_utils.tasks.rows import CONVERTED, Row, RowTask, table
+from fcdpo_utils.tasks.rows import CONVERTED, Row, RowTask
 from fcdpo_utils.tools import ToolError, tool
 
-READ, REPAIRED, UNREADABLE = "read", "read after a repair", "cannot be read"
 UNDECIDED = "not decided within the budget"
 
 
-def read(text: str) -> tuple[Formula | None, str]:
-    """An annotated formula, and how it was read.
-
-    Repaired are other signs for a symbol, spaces within a name, a final dot, and one parenthesis too many or too few at
-    the end. What may have meant two things is left alone.
-    """
-    tidy = re.sub(r"(?<=[(,])[ \w]+(?=[,)])", lambda name: "_".join(name[0].split()), text.strip().removesuffix("."))
-    tidy = tidy.replace("\u2019", "'").replace("\u27f7", "\u2194")
-    more = tidy.count("(") - tidy.count(")")
-    ended = tidy + ")" if more == 1 else tidy.removesuffix(")") if more == -1 else tidy
-    for attempt, how in ((text, READ), (ended, REPAIRED)):
-        try:
-            return parse(attempt), how
-        except ValueError:
-            continue
-    return None, UNREADABLE
+def read(text: str) -> Formula | None:
+    """An annotated formula, if need be with one parenthesis more or less at its end; None where it cannot be read."""
+    for attempt in (text, text + ")", text.strip().removesuffix(")")):
+        with suppress(ToolError):
+            return parse(attempt)
+    return None
 
 
 def _listed(texts: list[str] | str) -> list[str]:
@@ -77,11 +64,7 @@ class FolioTools(DecideTools):
         return label or UNDECIDED
 
     def _read(self, text: str) -> Formula:
-        stated = (*self.premises, self.goal)
-        try:
-            formula = parse(text)
-        except ValueError as error:
-            raise ToolError(str(error)) from None
+        formula, stated = parse(text), (*self.premises, self.goal)
         for used, known in zip(symbols((formula,)), symbols(stated), strict=True):
             if unknown := [symbol for symbol in used if symbol not in known]:
                 name = unknown[0] if isinstance(unknown[0], str) else "{}/{}".format(*unknown[0])
@@ -122,6 +105,7 @@ class FOLIO(RowTask, FirstOrderLogic):
         "predicates (with their numbers of names) and names, decide the statement, conclude, stop."
     )
     toolsets = {"decide": FolioTools}
+    parse = staticmethod(parse)
     mistakes = {"left_out": _left_out, "swapped_sides": misread("Premise", _swapped), "wrong_label": wrong_label}
     hub, hub_test, levels = ("yale-nlp/FOLIO",), "validation", tuple(range(1, 11))
     fields, lists = ("premises", "premises-FOL", "conclusion", "label"), ("premises", "premises-FOL")
@@ -137,7 +121,7 @@ class FOLIO(RowTask, FirstOrderLogic):
         """As for every such task; without a chain there is no problem, for the functions need the formulas."""
         if not row.get("conclusion-FOL"):
             return None, "no formula of the conclusion"
-        *premises, goal = (read(text)[0] for text in (*_listed(row["premises-FOL"]), str(row["conclusion-FOL"])))
+        *premises, goal = (read(text) for text in (*_listed(row["premises-FOL"]), str(row["conclusion-FOL"])))
         if None in premises or goal is None:
             return None, "the conclusion cannot be read" if goal is None else "a premise cannot be read"
         premises, answer = tuple(dict.fromkeys(premises)), row["label"].replace("Uncertain", "Unknown")
@@ -161,11 +145,3 @@ class FOLIO(RowTask, FirstOrderLogic):
         question = f"{told} {_listing(map(parse, premises))}"
         details = {"premises": premises, "goal": "Dog(tom)"}
         return Problem("folio-example", self.name, "example", 3, question, "True", "example", details)
-
-    def start(self, problem: Problem, toolset: str | None = None) -> FolioTools:
-        return self.toolset(toolset)(tuple(map(parse, problem.details["premises"])), parse(problem.details["goal"]))
-
-    def report(self, path: Path) -> str:
-        """Also how many premises can be read."""
-        texts = [text for row in self.load_rows(path) for text in _listed(row["premises-FOL"])]
-        return f"{super().report(path)}\n\n{table(Counter(read(text)[1] for text in texts), READ, 'premises')}"

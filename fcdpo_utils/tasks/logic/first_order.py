@@ -9,20 +9,22 @@ are constants. Formulas come from models, so their size is bounded and nothing i
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
 from operator import eq
+from pathlib import Path
 from typing import Any, Self
 
-SYMBOLS = {"∀": "all", "∃": "exists", "∧": "and", "\u2228": "or", "¬": "not", "⊕": "xor", "→": "->", "↔": "<->"}
+import yaml
+
+from fcdpo_utils.tools import ToolError
+
 MAX_CHARACTERS = 500
-MAX_DEPTH = 30  # of parentheses, quantifiers, negations and implications within each other
 MAX_QUANTIFIERS = 8
 BUDGET = 200_000  # of one decision, in z3's own units of work: the same on every machine, unlike seconds
 SAFETY_MILLISECONDS = 20_000
-_BINDING = {"<->": 1, "->": 2, "or": 3, "xor": 3, "and": 4}
-_WORDS = {*_BINDING, "not", "all", "exists"}
-_TOKEN = re.compile(r"<->|->|\w+(?:[-.']\w+)*\+*|\S")
+_BINARY = ("<->", "->", "or", "xor", "and")
 _VARIABLE = re.compile(r"[u-z]\d?")
+_SYNTAX = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Formula:
     def __str__(self) -> str:
         if self.kind in ("atom", "="):
             return " = ".join(self.names) if self.kind == "=" else f"{self.names[0]}({', '.join(self.names[1:])})"
-        inner = [f"({part})" if part.kind in _BINDING else str(part) for part in self.parts]
-        return f" {self.kind} ".join(inner) if self.kind in _BINDING else " ".join((self.kind, *self.names, *inner))
+        inner = [f"({part})" if part.kind in _BINARY else str(part) for part in self.parts]
+        return f" {self.kind} ".join(inner) if self.kind in _BINARY else " ".join((self.kind, *self.names, *inner))
 
     def same_as(self, other: Self) -> bool:
         return self == other
@@ -62,89 +64,56 @@ def symbols(formulas: Iterable[Formula], bound: tuple[str, ...] = ()) -> tuple[d
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Formula:
-    """Read one formula; raises ValueError with one line that says what is wrong."""
+    """Read one formula; raises ToolError, one line that says what is wrong."""
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"a formula has at most {MAX_CHARACTERS} characters, got {len(text)}")
-    for symbol, word in SYMBOLS.items():
-        text = text.replace(symbol, f" {word} ")
-    parser = _Parser(text)
-    formula = parser.formula(0, MAX_DEPTH)
-    if parser.next:
-        raise ValueError(f'expected the end of the formula, got "{parser.next[:40]}"')
+        raise ToolError(f"a formula has at most {MAX_CHARACTERS} characters, got {len(text)}")
+    for sign, word in _SYNTAX["signs"].items():
+        text = text.replace(sign, word)
+    if sum(word in ("all", "exists") for word in re.findall(r"[\w.'+-]+", text)) > MAX_QUANTIFIERS:
+        raise ToolError(f"more than {MAX_QUANTIFIERS} quantifiers")
+    formula = _formula(_tree(text))
+    predicates, constants = symbols((formula,))
+    if free := next(filter(_VARIABLE.fullmatch, constants), None):
+        raise ToolError(f"no quantifier binds {free} here; write for example all {free} (P({free}) -> Q({free}))")
+    arities: dict[str, int] = {}
+    for name, count in predicates:
+        if arities.setdefault(name, count) != count:
+            raise ToolError(f"{name:.40} has {arities[name]} names in one place, {count} in another")
     return formula
 
 
-class _Parser:
-    """Recursive descent over the tokens, operators by how tightly they bind (Pratt)."""
+@cache
+def _grammar() -> Any:
+    from lark import Lark  # as with z3, who reads no formula need not wait for it
 
-    def __init__(self, text: str):
-        self.tokens: list[str] = _TOKEN.findall(text)
-        self.place = self.quantifiers = 0
-        self.bound: list[str] = []
-        self.arities: dict[str, int] = {}
+    return Lark(_SYNTAX["grammar"], start="whole", parser="lalr", lexer="basic")
 
-    @property
-    def next(self) -> str:
-        """The token to come, "" at the end."""
-        return self.tokens[self.place] if self.place < len(self.tokens) else ""
 
-    def take(self, expected: str = "") -> str:
-        """The next token: the one that is expected, else any name."""
-        token = self.next
-        if token != expected if expected else token in _WORDS or not re.match(r"\w", token):
-            raise ValueError(f"expected {expected or 'a name'}, got {token[:40] or 'the end of the formula'}")
-        self.place += 1
-        return token
+def _tree(text: str) -> Any:
+    from lark.exceptions import UnexpectedInput
 
-    def formula(self, least: int, depth: int) -> Formula:
-        """What operators that bind more tightly than `least` join."""
-        left, last = self.operand(depth), ""
-        while _BINDING.get(operator := self.next, 0) > least:
-            if {operator, last} == {"or", "xor"}:
-                raise ValueError("or and xor side by side; put parentheses around one of them")
-            self.place += 1
-            right = self.formula(_BINDING[operator] - (operator == "->"), depth - 1)
-            longer = operator == last != "<->"
-            left, last = Formula(operator, (*left.parts, right) if longer else (left, right)), operator
-        return left
+    try:
+        return _grammar().parse(text)
+    except UnexpectedInput as error:
+        rest = (
+            "" if getattr(error, "token", None) == "" else text[error.pos_in_stream :]
+        )  # at its end lark has no place
+    got = f'"{rest.strip()[:40]}"' if rest else "end"
+    raise ToolError(f'unexpected {got} behind "{text.removesuffix(rest).strip()[-40:]}"')
 
-    def operand(self, depth: int) -> Formula:
-        if depth <= 0:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        if (kind := self.next) not in ("(", "not", "all", "exists"):
-            return self.atom()
-        self.place += 1
-        if kind == "not":
-            return Formula("not", (self.operand(depth - 1),))
-        if kind == "(":
-            inner = self.formula(0, depth - 1)
-            self.take(")")
-            return inner
-        self.quantifiers += 1
-        if self.quantifiers > MAX_QUANTIFIERS:
-            raise ValueError(f"more than {MAX_QUANTIFIERS} quantifiers")
-        self.bound.append(self.take())
-        inner = self.operand(depth - 1)
-        return Formula(kind, (inner,), (self.bound.pop(),))
 
-    def atom(self) -> Formula:
-        name = self.take()
-        if self.next != "(":
-            self.take("=")
-            return Formula("=", names=(self.term(name), self.term(self.take())))
-        names = [name]
-        while self.next == ("," if names[1:] else "("):
-            self.place += 1
-            names.append(self.term(self.take()))
-        self.take(")")
-        if self.arities.setdefault(name, len(names)) != len(names):
-            raise ValueError(f"{name:.40} has {self.arities[name] - 1} names in one place, {len(names) - 1} in another")
-        return Formula("atom", names=tuple(names))
-
-    def term(self, name: str) -> str:
-        if name not in self.bound and _VARIABLE.fullmatch(name):
-            raise ValueError(f"no quantifier binds {name} here; write for example all {name} (P({name}) -> Q({name}))")
-        return name
+def _formula(tree: Any) -> Formula:
+    """What a tree of the grammar says."""
+    if tree.data == "joined":
+        kind, *others = dict.fromkeys(map(str, tree.children[1::2]))
+        if others:
+            raise ToolError("or and xor side by side; put parentheses around one of them")
+        return Formula(kind, tuple(map(_formula, tree.children[::2])))
+    if tree.data == "prefixed":
+        kind, *names, inner = tree.children
+        return Formula(str(kind), (_formula(inner),), tuple(map(str, names)))
+    names = ("_".join(name.children) for name in tree.children)  # where it has several words
+    return Formula("=" if tree.data == "equation" else "atom", names=tuple(names))
 
 
 class _Solver:

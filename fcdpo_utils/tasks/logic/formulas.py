@@ -18,6 +18,8 @@ from functools import lru_cache
 from typing import Literal as OneOf
 from typing import Self
 
+from fcdpo_utils.tools import ToolError
+
 Label = OneOf["True", "False", "Unknown"]
 VARIABLE = "x"
 MAX_LITERALS = 8
@@ -68,31 +70,32 @@ class Formula:
         return mine == others and self.head == other.head and joined_alike
 
 
+@lru_cache(maxsize=4096)  # a problem is started once for every chain of it
 def parse_formula(text: str) -> Formula:
-    """Read one formula; raises ValueError with one line that says what is wrong."""
+    """Read one formula; raises ToolError, one line that says what is wrong."""
     left, arrow, right = text.strip().rstrip(".").partition("->")
     if " and " in left and " or " in left:
-        raise ValueError("mix of 'and' and 'or'; use one of them")
+        raise ToolError("mix of 'and' and 'or'; use one of them")
     connective = "or" if " or " in left else "and"
     parts = left.split(f" {connective} ")
     if len(parts) > MAX_LITERALS:
-        raise ValueError(f"at most {MAX_LITERALS} statements may be joined by '{connective}', got {len(parts)}")
+        raise ToolError(f"at most {MAX_LITERALS} statements may be joined by '{connective}', got {len(parts)}")
     body, head = tuple(map(parse_literal, parts)), parse_literal(right) if arrow else None
     open_body = any(literal.name == VARIABLE for literal in body)
     if head is None and len(body) > 1:
-        raise ValueError(f"only a rule joins statements by '{connective}'")
+        raise ToolError(f"only a rule joins statements by '{connective}'")
     if head is None and open_body:
-        raise ValueError("a fact needs a name, not a variable")
+        raise ToolError("a fact needs a name, not a variable")
     if head is not None and head.name == VARIABLE and not open_body:
-        raise ValueError("the variable of the conclusion is not in the rule's condition")
+        raise ToolError("the variable of the conclusion is not in the rule's condition")
     return Formula(body, connective, head)
 
 
 def parse_literal(text: str) -> Literal:
-    """Read `cat(Tom)` or `not cat(x)`; raises ValueError."""
+    """Read `cat(Tom)` or `not cat(x)`; raises ToolError."""
     match = _ATOM.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f'cannot read "{text.strip()[:40]}"; write for example not cat(Tom)')
+        raise ToolError(f'cannot read "{text.strip()[:40]}"; write for example not cat(Tom)')
     negation, predicate, name = match.groups()
     return Literal(predicate, VARIABLE if name in ("y", "z") else name, negation is None)
 
@@ -100,10 +103,10 @@ def parse_literal(text: str) -> Literal:
 def decide(premises: Sequence[Formula], goal: Formula) -> Label:
     """Whether the premises entail the fact `goal` (True), its negation (False) or neither (Unknown).
 
-    Raises ValueError when the premises contradict each other.
+    Raises ToolError when the premises contradict each other.
     """
     if not is_consistent(premises):
-        raise ValueError("the premises contradict each other")
+        raise ToolError("the premises contradict each other")
     if not is_consistent([*premises, Formula((goal.body[0].negated(),))]):
         return "True"
     return "Unknown" if is_consistent([*premises, goal]) else "False"

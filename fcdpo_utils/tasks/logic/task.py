@@ -7,11 +7,10 @@ from `theories`, functions from `toolsets`. Knows nothing of prompts or models.
 import random
 import re
 from collections.abc import Callable
-from functools import lru_cache
 
 from fcdpo_utils.problems import Mistake, Problem, Task
 from fcdpo_utils.tasks.logic import theories
-from fcdpo_utils.tasks.logic.formulas import Formula, parse_formula
+from fcdpo_utils.tasks.logic.formulas import parse_formula
 from fcdpo_utils.tasks.logic.toolsets import DecideTools, DeductionTools, FolTools
 
 
@@ -70,6 +69,7 @@ class FirstOrderLogic(Task):
         "states it, find out what follows, conclude, stop."
     )
     accepted_is_right = True
+    parse = staticmethod(parse_formula)
     toolsets = {"deduction": DeductionTools, "decide": DecideTools}
     mistakes = {
         "dropped_negation": misread("Rule|Fact|Premise", lambda text, problem, rng: text.replace("not ", "", 1)),
@@ -93,13 +93,8 @@ class FirstOrderLogic(Task):
         return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
 
     def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
-        premises, goal = _parsed(tuple(problem.details["premises"]), problem.details["goal"])
-        return self.toolset(toolset)(premises, goal)
+        premises, goal = problem.details["premises"], problem.details["goal"]
+        return self.toolset(toolset)(tuple(map(self.parse, premises)), self.parse(goal))
 
     def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
         return [*self.start(problem, toolset).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]
-
-
-@lru_cache(maxsize=4096)  # a problem is started once for every chain of it
-def _parsed(premises: tuple[str, ...], goal: str) -> tuple[tuple[Formula, ...], Formula]:
-    return tuple(map(parse_formula, premises)), parse_formula(goal)

@@ -5,7 +5,7 @@ when nothing more follows. Knows nothing of English, prompts or models.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -27,7 +27,7 @@ class FolTools(Toolset, ABC):
 
     def formalise(self, text: str) -> Formula:
         """Parse `text` and require that it is one of the problem's premises."""
-        formula = _parse(text)
+        formula = parse_formula(text)
         if not any(formula.same_as(premise) for premise in self.premises):
             near = get_close_matches(str(formula), map(str, self.premises), n=1, cutoff=0) if self.hints else ()
             raise ToolError("; it states ".join([f"{formula} is not stated in the problem", *near]))
@@ -87,23 +87,39 @@ class DeductionTools(FolTools):
 
     def look_up(self, goal: Formula) -> str:
         """What a query of the one statement `goal` says."""
-        statement = goal.body[0]
-        if statement in self.facts:
-            return "True"
-        if statement.negated() in self.facts:
-            return "False"
-        return "Unknown" if self.is_exhausted() else "Not derived yet"
+        if label := told(goal, self.facts):
+            return label
+        return "Unknown" if reachable_facts(self.premises) <= set(self.facts) else "Not derived yet"
 
     def solve(self, rng: Random | None) -> list[str]:
-        """The steps of a derivation, a look-up after each that may have reached the goal."""
+        """The steps of a derivation, a look-up after each that may have reached the goal.
+
+        Each is local to the last: a fact, a rule that it meets, what else the rule needs, its application.
+        """
         calls, query = [], f'Query("{self.goal}")'
-        for step in derivation(self, rng):
+        facts = [premise for premise in self.premises if premise.head is None]
+        rules = [premise for premise in self.premises if premise.head is not None]
+        for listed in (facts, rules) if rng is not None else ():
+            rng.shuffle(listed)
+
+        def take(step: str) -> None:
             self.call(step)
             calls.append(step)
-            if step.startswith("Apply"):
-                calls.append(query)
-                if self.look_up(self.goal) in ("True", "False"):
-                    return calls
+
+        while (found := _next_application(self, rules, facts)) or facts:
+            if found is None:
+                take(f'Fact("{facts.pop(0)}")')
+                continue
+            rule, number, needed = found
+            take(f'Rule("{rule}")')
+            for fact in needed:
+                facts.remove(fact)
+                take(f'Fact("{fact}")')
+                number = len(self.facts)
+            take(f'Apply("R{len(self.rules)}", "F{number}")')
+            calls.append(query)
+            if told(self.goal, self.facts):
+                return calls
         return calls if calls[-1] == query else [*calls, query]
 
     def answer_follows(self) -> bool:
@@ -113,10 +129,6 @@ class DeductionTools(FolTools):
     def recent(self) -> dict[int, Literal]:
         """Number -> fact, the most recent first."""
         return dict(reversed(list(enumerate(self.facts, start=1))))
-
-    def is_exhausted(self) -> bool:
-        """Whether everything that the premises yield by these steps has been derived."""
-        return reachable_facts(self.premises) <= set(self.facts)
 
     def _state_of(self, rule: Formula) -> str:
         """What a rule just recorded applies to, or what it lacks: a proof assistant shows its open goals too."""
@@ -180,15 +192,8 @@ class DecideTools(FolTools):
         return self.answer == self.decided and (self.answer != "Unknown" or complete)
 
 
-def _parse(text: str) -> Formula:
-    try:
-        return parse_formula(text)
-    except ValueError as error:
-        raise ToolError(str(error)) from None
-
-
 def _parse_goal(text: str) -> Formula:
-    goal = _parse(text)
+    goal = parse_formula(text)
     if goal.head is not None:
         raise ToolError("a goal is one statement such as kind(Tom)")
     return goal
@@ -204,7 +209,7 @@ def _numbered(letter: str, name: str, items: list[Any]) -> Any:
 # ---- what follows, and by which steps
 
 
-def yields(rule: Formula, fact: Literal, known: list[Literal]) -> bool:
+def yields(rule: Formula, fact: Literal, known: Collection[Literal]) -> bool:
     """Whether `rule` meets `fact` and derives something from it that is not `known`."""
     return consequence(rule, fact, known) not in (None, *known)
 
@@ -212,45 +217,26 @@ def yields(rule: Formula, fact: Literal, known: list[Literal]) -> bool:
 @lru_cache(maxsize=4096)
 def reachable_facts(premises: tuple[Formula, ...]) -> frozenset[Literal]:
     """Every literal that the steps of natural deduction can derive from `premises`."""
-    state = DeductionTools(premises, premises[0])
-    for step in derivation(state, None):
-        state.call(step)
-    return frozenset(state.facts)
+    facts = [premise.body[0] for premise in premises if premise.head is None]
+    rules = [premise for premise in premises if premise.head is not None]
+    for fact in facts:  # which grow meanwhile
+        facts += [consequence(rule, fact, facts) for rule in rules if yields(rule, fact, facts)]
+    return frozenset(facts)
 
 
-def derivation(state: DeductionTools, rng: Random | None) -> Iterator[str]:
-    """Yield calls, each local to the last: a fact, a rule that it meets, what else the rule needs, its application.
-
-    The caller runs each call on `state` before asking for the next one. Ends when nothing more follows.
-    """
-    facts = [premise for premise in state.premises if premise.head is None]
-    rules = [premise for premise in state.premises if premise.head is not None]
-    if rng is not None:
-        rng.shuffle(facts)
-        rng.shuffle(rules)
-    while True:
-        if step := _next_application(state, rules, facts):
-            rule, number, needed = step
-            yield f'Rule("{rule}")'
-            applied = len(state.rules)
-            for fact in needed:
-                facts.remove(fact)
-                yield f'Fact("{fact}")'
-                number = len(state.facts)
-            yield f'Apply("R{applied}", "F{number}")'
-        elif facts:
-            yield f'Fact("{facts.pop(0)}")'
-        else:
-            return
+def told(goal: Formula, facts: Collection[Literal]) -> str | None:
+    """True or False where `facts` hold the goal or its negation."""
+    statement = goal.body[0]
+    return "True" if statement in facts else "False" if statement.negated() in facts else None
 
 
-Application = tuple[Formula, int, list[Formula]]  # a rule, the number of the fact that meets it, facts it also needs
+def _next_application(
+    state: DeductionTools, rules: list[Formula], facts: list[Formula]
+) -> tuple[Formula, int, list[Formula]] | None:
+    """A rule that yields something new, the number of the fact that meets it, and what it needs of unrecorded `facts`.
 
-
-def _next_application(state: DeductionTools, rules: list[Formula], facts: list[Formula]) -> Application | None:
-    """The first rule that yields something new, maybe with one of the unrecorded `facts`; recent facts are tried first.
-
-    The condition that is met is said first, so that the rule's call begins with what was derived last.
+    Recent facts are tried first, and one unrecorded fact at the most. The condition that is met is said first, so that
+    the rule's call begins with what was derived last.
     """
     for (number, literal), rule, needed in product(state.recent().items(), rules, [[], *([fact] for fact in facts)]):
         if yields(rule, literal, [*state.facts, *(fact.body[0] for fact in needed)]):
