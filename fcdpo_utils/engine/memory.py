@@ -48,10 +48,8 @@ class ModelDims:
         if experts or not hasattr(config, "intermediate_size"):
             return None
         heads, hidden, head_dim = config.num_attention_heads, config.hidden_size, getattr(config, "head_dim", None)
-        kv_heads, window = (
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "sliding_window", None),
-        )
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        window = getattr(config, "sliding_window", None)
         numbers = (config.num_hidden_layers, hidden, heads, kv_heads, config.intermediate_size, config.vocab_size)
         kinds = (bool(config.tie_word_embeddings), config.model_type == "qwen2", window)
         return cls(*numbers, *kinds, None if head_dim == hidden // heads else head_dim)

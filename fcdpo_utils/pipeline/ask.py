@@ -21,6 +21,7 @@ from fcdpo_utils.tasks.logic.formulas import parse_formula
 from fcdpo_utils.tasks.logic.theories import say
 from fcdpo_utils.teacher import Sample, SampleRequest, Teacher
 from fcdpo_utils.teachers import LocalTeacher, build_teacher
+from fcdpo_utils.tools import ToolError
 
 
 class _Shown(Episode):
@@ -61,7 +62,7 @@ def problem_of(task: Task, question: str) -> Problem:
         *premises, goal = (part.strip() for part in question.split(";"))
         try:
             *told, last = (say(parse_formula(text), random.Random(0)) for text in (*premises, goal))
-        except ValueError as error:
+        except ToolError as error:
             form = '"big(Lisa); big(x) -> guard(x); guard(Lisa)", the statement last'
             raise ValueError(f"fol: English cannot be read here; ask in formulas such as {form} ({error})") from None
         question, details = " ".join([*told, f"Statement: {last}"]), {"premises": premises, "goal": goal}
