@@ -169,37 +169,3 @@ def test_a_hub_id_is_published_as_it_is_and_a_path_is_not(
 def test_a_run_that_is_not_finished_has_nothing_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("fcdpo: run 05 first: metrics.json is missing")
-
-
-def test_pushing_names_the_repositories_after_what_is_in_them(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = []
-
-    class Hub:
-        def create_repo(self, name: str, repo_type: str, exist_ok: bool) -> str:
-            done.append(("create", name, repo_type))
-            return f"hub/{name}"
-
-        def upload_folder(self, repo_id: str, repo_type: str, folder_path: Path) -> None:
-            done.append(("upload", repo_id, folder_path.name))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert export.push([exported / "adapter", exported / "dataset"], "me/mine") == [
-        "hub/me/mine",
-        "hub/me/mine-preferences",
-    ]
-    assert done == [
-        ("create", "me/mine", "model"),
-        ("upload", "me/mine", "adapter"),
-        ("create", "me/mine-preferences", "dataset"),
-        ("upload", "me/mine-preferences", "dataset"),
-    ]
-
-
-def test_a_refusing_hub_is_one_line(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hub:
-        def create_repo(self, *_: object, **__: object) -> str:
-            raise OSError("401 Unauthorized\nlong story")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    with pytest.raises(ValueError, match="^cannot push adapter to the hub: 401 Unauthorized$"):
-        export.push([exported / "adapter"], "me/mine")

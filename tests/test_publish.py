@@ -103,8 +103,7 @@ def test_the_command_says_what_is_published(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
-    monkeypatch.setattr(publish, "publish", lambda *options: asked.append(options))
-    monkeypatch.setattr(publish, "address", lambda: f"{HUB}/me/mine")
+    monkeypatch.setattr(publish, "publish", lambda url, tag: asked.append((url, tag)) or f"published at {url}")
     assert main(["publish", f"{HUB}/me/mine", "--tag", "v1"]) == 0
     assert asked == [(f"{HUB}/me/mine", "v1")] and capsys.readouterr().out == f"published at {HUB}/me/mine\n"
 

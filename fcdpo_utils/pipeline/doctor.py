@@ -22,6 +22,15 @@ DISK_GIB = 3.0  # the converted student, chains and checkpoints of a run
 Finding = tuple[str, str, bool]  # what was looked at, what was found, and whether a run can do with it
 
 
+def doctor() -> int:
+    """Print all findings as they come; returns 1 where one of them forbids a run."""
+    bad = 0
+    for name, text, good in examine():
+        print(f"{'ok' if good else 'NO':3}{name:18}{text}", flush=True)
+        bad |= not good
+    return int(bad)
+
+
 def examine() -> Iterator[Finding]:
     """All findings; those about torch last, because importing it takes a while."""
     yield "python", f"{platform.python_version()}, needs 3.11 or newer", sys.version_info >= (3, 11)

@@ -1,7 +1,6 @@
 """What a finished run gives to others: `report.html`, and in `export/` adapter, merged weights, preferences, problems.
 
-Reads the artifacts and completion records of a run, however it was run, and its manifest where `fcdpo run` made it;
-pushes to the hub only where it is told to.
+Reads the artifacts and completion records of a run, however it was run, and its manifest where `fcdpo run` made it.
 """
 
 import base64
@@ -28,7 +27,6 @@ _FIGURES = {
     "levels_*.png": "Sound answers by difficulty",
     "training_curves.png": "Training: loss, reward margin, log-probabilities",
 }
-_HUB_SUFFIXES = {"adapter": "", "merged": "-merged", "dataset": "-preferences"}
 
 
 def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
@@ -147,22 +145,3 @@ def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
         # each file is copied in memory before it is written: a 7B model and its copy would not fit beside each other
         model.merge_and_unload().save_pretrained(folder, max_shard_size="2GB")
     tokenizer.save_pretrained(folder)
-
-
-def push(folders: list[Path], name: str) -> list[str]:
-    """Upload what `export` wrote, as `name`, `name-merged` and the data set `name-preferences`; returns the addresses.
-
-    Raises ValueError with one line where the hub refuses.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api, addresses = HfApi(), []
-    for folder in (folder for folder in folders if folder.name in _HUB_SUFFIXES):
-        kind, repo = "dataset" if folder.name == "dataset" else "model", name + _HUB_SUFFIXES[folder.name]
-        try:
-            addresses.append(str(api.create_repo(repo, repo_type=kind, exist_ok=True)))
-            api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder)
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise ValueError(f"cannot push {folder.name} to the hub: {str(error).splitlines()[0]}") from None
-    return addresses

@@ -28,8 +28,8 @@ def address(root: Path = ROOT) -> str:
     return project.get("urls", {}).get("Repository", "")
 
 
-def publish(url: str, tag: str = "main", root: Path = ROOT) -> None:
-    """Let all files name `url` at `tag`, in place of another one, or no address where `url` is empty."""
+def publish(url: str, tag: str = "main", root: Path = ROOT) -> str:
+    """Let all files name `url` at `tag`, in place of another one, or no address where `url` is empty; returns which."""
     found = re.fullmatch(r"https://github\.com/(\w[\w.-]*/\w[\w.-]*?)(\.git)?/?", url)
     if (url and not found) or not re.fullmatch(r"\w[\w./-]*", tag):
         raise ValueError(f"cannot publish {tag!r} at {url!r}; expected a tag and https://github.com/<owner>/<name>")
@@ -51,6 +51,7 @@ def publish(url: str, tag: str = "main", root: Path = ROOT) -> None:
                 text = re.sub(r"(if not found:\n +).*", lambda found: found[1] + line, text)
             cell["source"] = text.splitlines(keepends=True)
         store.write(path, json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
+    return f"published at {url}" if url else "not published"
 
 
 def _substitute(path: Path, pattern: str, text: str) -> None:
