@@ -18,6 +18,7 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.pipeline import baselines, manifest
 from fcdpo_utils.pipeline.cli import main
 from fcdpo_utils.pipeline.manifest import StageSpec
+from fcdpo_utils.problems import Problem, save_problems
 
 METRICS = {
     "profile": "smoke",
@@ -222,8 +223,8 @@ def test_a_baseline_of_an_earlier_version_is_one_line(run: Path) -> None:
 def solve(run: Path, marks: str, questions: str = "problem {}") -> None:
     """Let the trained student have solved these of the held-out problems soundly, and sign it."""
     names = [f"p{number}" for number in range(len(marks))]
-    problems = [{"id": name, "task": "fol", "question": questions.format(name)} for name in names]
-    store.write_records(run / "problems.jsonl", [{"id": "train", "task": "fol", "question": ""}, *problems])
+    problems = [Problem(name, "fol", "test", 1, questions.format(name), "3", name) for name in names]
+    save_problems(run / "problems.jsonl", [Problem("train", "fol", "train", 1, "", "3", ""), *problems])
     steps = (Step("Answer(3)", "Answer recorded: 3", None),)
     made = {"0": ("wrong_answer", "3", False, False), "1": ("solved", "3", True, True)}
     chains = [Chain(name, steps, *made[mark]) for name, mark in zip(names, marks, strict=True)]

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from fcdpo_utils import store
-from fcdpo_utils.episode import Chain
 from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.pipeline import manifest
+from fcdpo_utils.views import viewer
 
 _RULES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
@@ -62,21 +62,14 @@ def check(run_dir: Path, baseline: Path) -> list[Row]:
     return rows if values else [*rows, Row("metrics", "at least one", "0", "exact", False)]
 
 
-def answered(run_dir: Path) -> list[tuple[dict[str, Any], Chain]]:
-    """The held-out problems of a run, in order, and what its trained student made of each."""
-    path = store.require(run_dir / "chains_after.jsonl", "05")
-    chains = {record["problem_id"]: Chain.from_record(record) for record in store.iterate(path)}
-    problems = store.iterate(store.require(run_dir / "problems.jsonl", "01"))
-    return [(problem, chains[problem["id"]]) for problem in problems if problem["id"] in chains]
-
-
 def outcomes(run_dir: Path) -> dict[str, str]:
     """By metric, "1" for each held-out problem that the trained student solved, or soundly, else "0", in order."""
     found: dict[str, str] = defaultdict(str)
     with suppress(store.StoreError, KeyError, TypeError):  # `integrity` finds what does not read
-        for problem, chain in answered(run_dir):
+        problems, chains = viewer.of_run(run_dir, ["after"])
+        for problem, chain in zip(problems, chains["after"], strict=True):
             for label in ("solved", "sound"):
-                found[f"tasks.{problem['task']}.after.{label}"] += "01"[getattr(chain, label)]
+                found[f"tasks.{problem.task}.after.{label}"] += "01"[getattr(chain, label)]
     return dict(found)
 
 

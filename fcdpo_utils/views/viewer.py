@@ -50,11 +50,15 @@ def frame(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]], he
     return f'<div><iframe title="chains, step by step" style="{style}" srcdoc="{inner}"></iframe></div>'
 
 
-def of_run(run_dir: Path) -> tuple[list[Problem], dict[str, list[Chain]]]:
-    """The held-out problems of a run and each student's chains of them. Raises StoreError where 05 has not run."""
+def of_run(run_dir: Path, students: Sequence[str] = ()) -> tuple[list[Problem], dict[str, list[Chain]]]:
+    """The held-out problems of a run and the chains of these students, by default of all that 05 asked, in their order.
+
+    Raises StoreError where 05 has not run.
+    """
     problems = load_problems(store.require(run_dir / "problems.jsonl", "01"), "test")
-    results = store.read_json(store.require(run_dir / "metrics.json", "05"))["tasks"].values()
-    students = [when for when in STUDENTS if when != "warm_up" or any(when in result for result in results)]
+    if not students:
+        results = store.read_json(store.require(run_dir / "metrics.json", "05"))["tasks"].values()
+        students = [when for when in STUDENTS if when != "warm_up" or any(when in result for result in results)]
     files = {when: store.require(run_dir / f"chains_{when}.jsonl", "05") for when in students}
     made = {when: {record["problem_id"]: record for record in store.iterate(path)} for when, path in files.items()}
     asked = [problem for problem in problems if all(problem.id in records for records in made.values())]
