@@ -10,8 +10,8 @@ import pytest
 
 from fcdpo_utils.episode import Chain, Episode
 from fcdpo_utils.evaluation import mcnemar
-from fcdpo_utils.lab import ablations
-from fcdpo_utils.lab.ablations import VariantResult, markdown, table, variants_of, verdict
+from fcdpo_utils.lab import ablations, grid
+from fcdpo_utils.lab.ablations import VariantResult, table, variants_of, verdict
 from fcdpo_utils.lab.settings import VariantSettings, load_settings
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.problems import save_problems
@@ -256,6 +256,6 @@ def test_the_correction_counts_variants_that_failed() -> None:
 
 def test_the_table_shows_every_variant() -> None:
     rows = table([result("full", "s-"), result("variant", "--"), result("lost", "", failure="a | b")])
-    lines = markdown(rows).splitlines()
+    lines = grid.table(rows, "steps", "pairs").splitlines()
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 5
     assert "50.0%" in lines[2] and "0.0%" in lines[3] and "| lost | failed: a / b |" in lines[4]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcdpo_utils.arithmetic import Arithmetic
-from fcdpo_utils.lab.contamination import Overlap, overlap, overlaps
+from fcdpo_utils.lab.contamination import Overlap, overlap
 from fcdpo_utils.problems import Task
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
@@ -86,16 +86,6 @@ def test_no_evaluation_texts_are_no_division_by_zero() -> None:
 def test_n_grams_of_no_words_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^contamination: n must be at least 1, got 0$"):
         overlap(["Tom"], ["Tom"], n=0)
-
-
-def test_every_source_meets_every_set_even_if_both_can_be_read_only_once() -> None:
-    sources = {"chains": iter(["a b", "c d"]), "problems": iter(["e f"])}
-    sets = {"logic": iter(["a b", "e f"]), "stories": iter(["c d"])}
-    found = overlaps(sources, sets, n=2)
-    assert {name: {other: o.duplicates for other, o in row.items()} for name, row in found.items()} == {
-        "chains": {"logic": 1, "stories": 1},
-        "problems": {"logic": 1, "stories": 0},
-    }
 
 
 def test_a_result_can_be_stored_as_json() -> None:

@@ -134,17 +134,3 @@ def verdict(row: dict[str, Any], full: dict[str, Any]) -> str:
     elif row["p_holm"] >= 0.05:
         word = f"nominally {word}, not significant after Holm's correction"
     return f"{row['name']}: {word}; {numbers}; {test}."
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `table` as a Markdown table."""
-    lines = ["variant|sound|95 %|steps|pairs|gained|lost|p|p adj.".split("|"), ["---"] * 9]
-    for row in rows:
-        cells = [row["name"], f"failed: {row.get('failed')}"]
-        if "failed" not in row:
-            low, high = row["sound_ci95"]
-            cells = [row["name"], f"{row['sound']:.1%}", f"{low:.1%} to {high:.1%}", row["steps"], row["pairs"]]
-        if "p_holm" in row:
-            cells += [row["gained"], row["lost"], f"{row['p']:.2g}", f"{row['p_holm']:.2g}"]
-        lines.append([str(cell).replace("|", "/") for cell in cells] + [""] * (9 - len(cells)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,11 +7,10 @@ duplicates are counted apart. Knows only texts: nothing of tasks, files or model
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Gram = tuple[str, ...]
-Texts = Mapping[str, Iterable[str]]  # by name
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,6 @@ def overlap(train: Iterable[str], evaluated: Iterable[str], n: int = 13) -> Over
     shares = [len(own & seen) / len(own) if own else 0.0 for own in grams]
     mean = sum(shares) / len(shares) if shares else 0.0
     return Overlap(len(texts), sum(text in copied for text in texts), sum(share > 0 for share in shares), mean)
-
-
-def overlaps(sources: Texts, sets: Texts, n: int = 13) -> dict[str, dict[str, Overlap]]:
-    """Every training source with every evaluation set: `result[source][set]`."""
-    evaluated, found = {name: list(texts) for name, texts in sets.items()}, {}
-    for source, texts in sources.items():
-        texts = list(texts)
-        found[source] = {name: overlap(texts, asked, n) for name, asked in evaluated.items()}
-    return found
 
 
 def _words(text: str) -> Gram:

@@ -1,7 +1,8 @@
-"""What a grid of experiments needs: a file name for each, and p-values that may be read side by side."""
+"""What a grid of experiments needs: a file name for each, p-values that may be read side by side, and a table."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 
 def slug(name: str) -> str:
@@ -24,3 +25,17 @@ def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (planned - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+def table(rows: Sequence[dict[str, Any]], *own: str) -> str:
+    """Variants as a Markdown table, `own` columns included; a row that has `failed` says why in place of figures."""
+    lines = [["variant", "sound", "95 %", *own, "gained", "lost", "p", "p adj."], ["---"] * (7 + len(own))]
+    for row in rows:
+        cells = [row["name"], f"failed: {row.get('failed')}"]
+        if "failed" not in row:
+            low, high = row["sound_ci95"]
+            cells = [row["name"], f"{row['sound']:.1%}", f"{low:.1%} to {high:.1%}", *(row[name] for name in own)]
+        if "p_holm" in row:
+            cells += [row["gained"], row["lost"], f"{row['p']:.2g}", f"{row['p_holm']:.2g}"]
+        lines.append([str(cell).replace("|", "/") for cell in cells] + [""] * (len(lines[0]) - len(cells)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

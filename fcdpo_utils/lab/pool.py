@@ -11,7 +11,7 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.evaluation import mcnemar, wilson
-from fcdpo_utils.lab.grid import holm, slug
+from fcdpo_utils.lab.grid import holm, slug, table
 
 
 def soundness(run_dir: Path, task: str = "") -> dict[str, dict[str, bool]]:
@@ -79,12 +79,7 @@ def _binomial(k: int, n: int, p: float) -> float:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of `pooled` as a table, and the power of its tests."""
-    lines = ["| variant | sound | 95 % | each run | gained | lost | p | p adj. |", "|" + "---|" * 8]
-    for row in rows:
-        low, high = row["sound_ci95"]
-        each = ", ".join(f"{share:.0%}" for share in row["runs"])
-        test = f"{row['gained']} | {row['lost']} | {row['p']:.2g} | {row['p_holm']:.2g}" if "p_holm" in row else "| | |"
-        lines.append(f"| {row['name']} | {row['sound']:.1%} | {low:.1%} to {high:.1%} | {each} | {test} |")
+    runs = [row | {"each run": ", ".join(f"{share:.0%}" for share in row["runs"])} for row in rows]
     n = rows[0]["n"]
     found = " and ".join(f"{points} points: {power(n, points / 100, 0.05):.0%}" for points in (5, 10))
-    return "\n".join([*lines, "", f"Chance to find a true difference, 5 % of {n} problems being lost: {found}."])
+    return f"{table(runs, 'each run')}\n\nChance to find a true difference, 5 % of {n} problems being lost: {found}."

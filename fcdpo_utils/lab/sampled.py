@@ -6,26 +6,19 @@ Works on outcomes alone; knows nothing of chains, models or figures.
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fcdpo_utils.evaluation import Score, wilson
 
 
-def pass_at_k(successes: int, samples: int, k: int) -> float:
-    """Unbiased chance that at least one of k samples succeeds (arXiv 2107.03374, eq. 1)."""
-    _check_samples(successes, samples, k)
-    return 1 - math.comb(samples - successes, k) / math.comb(samples, k)
+def pass_k(successes: int, samples: int, k: int) -> tuple[float, float]:
+    """Unbiased chances that at least one of k samples succeeds, and that all do.
 
-
-def pass_hat_k(successes: int, samples: int, k: int) -> float:
-    """Unbiased chance that all of k samples succeed, written pass^k (arXiv 2406.12045)."""
-    _check_samples(successes, samples, k)
-    return math.comb(successes, k) / math.comb(samples, k)
-
-
-def _check_samples(successes: int, samples: int, k: int) -> None:
+    They are pass@k (arXiv 2107.03374, eq. 1) and pass^k (arXiv 2406.12045).
+    """
     if not 0 <= successes <= samples or not 1 <= k <= samples:
         raise ValueError(f"expected 0 <= successes <= samples and 1 <= k <= samples, got {successes}, {samples}, {k}")
+    draws = math.comb(samples, k)
+    return 1 - math.comb(samples - successes, k) / draws, math.comb(successes, k) / draws
 
 
 def clustered(values: Sequence[float]) -> Score:
@@ -44,15 +37,14 @@ def clustered(values: Sequence[float]) -> Score:
     return Score(sum(values) / n, means[50], means[-51])
 
 
-def sampled(groups: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+def sampled(groups: Mapping[str, Sequence[bool]]) -> dict[str, dict[int, Score]]:
     """pass@k and pass^k for k = 1, 2, 4, ... of problem id -> whether each of its samples is sound.
 
     Problems need not have equally many samples; k goes up to the fewest.
     """
-    fewest = min(map(len, groups.values()))
-    sizes = [2**power for power in range(fewest.bit_length())]
-    counts = [(sum(group), len(group)) for group in groups.values()]
-    return {
-        name: {str(k): vars(clustered([estimate(c, n, k) for c, n in counts])) for k in sizes}
-        for name, estimate in (("pass@k", pass_at_k), ("pass^k", pass_hat_k))
-    }
+    curves: dict[str, dict[int, Score]] = {"pass@k": {}, "pass^k": {}}
+    for k in (2**power for power in range(min(map(len, groups.values())).bit_length())):
+        chances = zip(*(pass_k(sum(group), len(group), k) for group in groups.values()), strict=True)
+        for curve, values in zip(curves.values(), chances, strict=True):
+            curve[k] = clustered(values)
+    return curves

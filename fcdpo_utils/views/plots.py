@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from fcdpo_utils.evaluation import Score
 
 BEFORE, WARMED_UP, AFTER, CORRECT, INCORRECT, MUTED = "#4c78a8", "#8a6d9f", "#f58518", "#54a24b", "#e45756", "#9aa0a6"
-_PERCENT = {"ylabel": "sound, %", "ylim": (-5, 105)}
 
 
 def counts(values: Mapping[str, int], title: str) -> Figure:
@@ -163,16 +162,16 @@ def heat_map(values: Mapping[tuple[int, int], float], xlabel: str, ylabel: str) 
     return figure
 
 
-def by_level(before: Mapping[int, Score], after: Mapping[int, Score], xlabel: str, title: str) -> Figure:
-    """Sound answers by level of difficulty, with intervals."""
+def curves(lines: Mapping[str, Mapping[int, Score]], xlabel: str, title: str) -> Figure:
+    """Sound answers with their intervals over levels of difficulty, or k of pass@k; one line for each of two names."""
     axes = plt.subplots(figsize=(6, 2.8))[1]
-    for name, scores, color, shift in (("before", before, BEFORE, -0.06), ("after", after, AFTER, 0.06)):
+    for (name, scores), color, shift in zip(lines.items(), (BEFORE, AFTER), (-0.06, 0.06), strict=True):
         percent = [100 * score.estimate for score in scores.values()]
         spread = [[100 * (s.estimate - s.low), 100 * (s.high - s.estimate)] for s in scores.values()]
         options = {"yerr": [*zip(*spread, strict=True)], "fmt": "o-", "capsize": 4, "color": color, "label": name}
-        axes.errorbar([level + shift for level in scores], percent, **options)
-    axes.set_xticks(sorted({*before, *after}))
-    return _finish(axes, title, legend={}, xlabel=xlabel, **_PERCENT)
+        axes.errorbar([x + shift for x in scores], percent, **options)
+    axes.set_xticks(sorted(set().union(*lines.values())))
+    return _finish(axes, title, legend={}, xlabel=xlabel, ylabel="sound, %", ylim=(-5, 105))
 
 
 def shares(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -181,16 +180,6 @@ def shares(curves: Mapping[str, Sequence[float]], title: str) -> Figure:
     for (name, values), color in zip(curves.items(), (CORRECT, WARMED_UP, AFTER), strict=False):
         axes.plot(range(len(values)), [100 * value for value in values], color=color, label=_label(name))
     return _finish(axes, title, legend={}, xlabel="step", ylabel="right, %", ylim=(0, 105))
-
-
-def pass_curves(curves: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
-    """pass@k and pass^k (see `lab.sampled`) over k, with intervals from resampling problems."""
-    axes = plt.subplots(figsize=(6, 2.8))[1]
-    for (name, points), color in zip(curves.items(), (AFTER, BEFORE), strict=True):
-        estimate, low, high = ([100 * point[side] for point in points.values()] for side in ("estimate", "low", "high"))
-        axes.plot(list(points), estimate, "o-", color=color, label=name)
-        axes.fill_between(list(points), low, high, color=color, alpha=0.2)
-    return _finish(axes, title, legend={}, xlabel="k", **_PERCENT)
 
 
 def likelihoods(before: Sequence[float], after: Sequence[float]) -> Figure:
