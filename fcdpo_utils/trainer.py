@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
@@ -29,6 +30,8 @@ from fcdpo_utils.plain import Engine, ProgressCallback
 from fcdpo_utils.preferences import Pair
 from fcdpo_utils.settings import Settings, TrainingSettings
 from fcdpo_utils.tokens import Tokens
+
+_FIXED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class GroupedDPOTrainer(DPOTrainer):
@@ -184,8 +187,6 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
     args = DPOConfig(
         output_dir=str(output_dir),
         learning_rate=training.learning_rate,
-        adam_beta2=0.99,  # runs of a few hundred steps: the default 0.999 would remember the first gradients throughout
-        lr_scheduler_type="linear",
         warmup_steps=math.ceil(training.warmup * steps),
         num_train_epochs=training.epochs,
         max_steps=training.steps or -1,
@@ -194,21 +195,15 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         beta=training.beta,
         loss_type=[training.loss, "sft"],
         loss_weights=[training.dpo_weight, training.sft_weight],
-        max_length=None,
         bf16=dtype == torch.bfloat16,
         fp16=cuda and dtype == torch.float16,
         use_cpu=not cuda,
         gradient_checkpointing=training.gradient_checkpointing is True,  # what "auto" stands for: `Engine.fit`
         dataloader_pin_memory=cuda,
-        logging_steps=1,
         save_steps=training.save_steps,
-        save_total_limit=1,
-        # a collective in every forward pass: processes that split batches into different numbers of parts would hang
-        ddp_broadcast_buffers=False,
         seed=settings.seed,
         report_to=settings.report_to,
-        disable_tqdm=True,
-        remove_unused_columns=False,
+        **_FIXED,
     )
     args._n_gpu = min(args.n_gpu, 1)  # the student is on one; TRL refuses to see two, as on Kaggle's 2xT4
     return args

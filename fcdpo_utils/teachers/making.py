@@ -5,57 +5,23 @@ fingerprint, as `chains` says.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.chains import current, keys_of, request_of
-from fcdpo_utils.episode import Chain, Usage
+from fcdpo_utils.episode import Chain
 from fcdpo_utils.fingerprint import code_of, fingerprint
 from fcdpo_utils.plain import ProgressCallback
 from fcdpo_utils.problems import Problem, rooms_of
-from fcdpo_utils.settings import Settings, TeacherSettings
+from fcdpo_utils.settings import Settings
 from fcdpo_utils.teacher import Sample, SampleRequest, Teacher, TeacherError
 from fcdpo_utils.weights import student_fingerprint
 
 Place = tuple[str, int]  # of a sample: its problem's id, and its number
 _HOW_MANY = {"samples", "min_per_label", "concurrency", "max_chains", "max_tokens", "max_cost", "prices"}
 _WHERE = {"adapter", "base_url", "key_env"}
-
-
-@dataclass
-class Budget:
-    """How much may be made: `max_chains`, `max_tokens` and `max_cost` of the settings, 0 being no limit.
-
-    Chains under way when the budget ends are finished; they are reckoned at the mean of the finished ones.
-    """
-
-    settings: TeacherSettings
-    started: int = 0
-    finished: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-
-    def admit(self) -> bool:
-        """Whether one more chain may start; it then counts as started."""
-        admitted = self.ended() is None
-        self.started += admitted
-        return admitted
-
-    def settle(self, usage: Usage) -> None:
-        """A chain was made, now or in an earlier run."""
-        self.finished += 1
-        self.started = max(self.started, self.finished)
-        self.tokens += usage.read + usage.written
-        self.cost += (usage.read * self.settings.prices[0] + usage.written * self.settings.prices[1]) / 1e6
-
-    def ended(self) -> str | None:
-        """The limit that is reached, or None."""
-        share = self.started / self.finished if self.finished else 1.0  # with what is under way
-        spent = {"max_chains": self.started, "max_tokens": self.tokens * share, "max_cost": self.cost * share}
-        return next((name for name, used in spent.items() if 0 < getattr(self.settings, name) <= used), None)
 
 
 def make_chains(
@@ -74,9 +40,9 @@ def make_chains(
     making, teacher = _Making(path, problems, settings, progress, build_teacher.__module__), None
     for asked in making.rounds():
         # what is under way may turn out cheaper than was reckoned: then there is room again
-        while not making.budget.ended() and (requests := making.missing(asked)):
+        while not making.ended() and (requests := making.missing(asked)):
             teacher = teacher or build_teacher(settings)
-            teacher.run(requests, making.on_sample, making.budget.admit)
+            teacher.run(requests, making.on_sample, making.admit)
     making.finish()
 
 
@@ -85,7 +51,10 @@ def _place(record: store.Record) -> Place:
 
 
 class _Making:
-    """The samples of one run: which are made, which are wanted next, and what they cost."""
+    """The samples of one run: which are made, which are wanted next, and what they cost.
+
+    Chains under way when the budget ends are finished; they are reckoned at the mean of the finished ones.
+    """
 
     def __init__(
         self, path: Path, problems: Sequence[Problem], settings: Settings, progress: ProgressCallback, room: str
@@ -101,10 +70,10 @@ class _Making:
         if settings.teacher.kind == "scripted":
             parts["code"] = self.code  # remaking its chains costs nothing; those of models are run again instead
         self.keys = keys_of(problems, settings, seed=settings.seed, **parts)
-        self.budget = Budget(settings.teacher)
         self.made: dict[Place, tuple[bool, str]] = {}  # is it sound; its calls
         self.asked: dict[Place, None] = {}
-        self.sound = 0
+        self.sound = self.started = self.tokens = 0
+        self.cost = 0.0
         kept, waiting = current(path, self._is_current)
         for record in kept:
             self._count(record)
@@ -124,7 +93,22 @@ class _Making:
     def _count(self, record: store.Record) -> None:
         self.made[_place(record)] = record["sound"], fingerprint({"steps": record["steps"]})
         self.sound += record["sound"]
-        self.budget.settle(Usage(*record["tokens"]))
+        self.started = max(self.started, len(self.made))  # now or in an earlier run
+        (read, written), prices = record["tokens"], self.settings.teacher.prices
+        self.tokens += read + written
+        self.cost += (read * prices[0] + written * prices[1]) / 1e6
+
+    def admit(self) -> bool:
+        """Whether one more chain may start; it then counts as started."""
+        admitted = self.ended() is None
+        self.started += admitted
+        return admitted
+
+    def ended(self) -> str | None:
+        """The setting of the budget that is reached, or None; 0 is no limit."""
+        share = self.started / len(self.made) if self.made else 1.0  # with what is under way
+        spent = {"max_chains": self.started, "max_tokens": self.tokens * share, "max_cost": self.cost * share}
+        return next((name for name, used in spent.items() if 0 < getattr(self.settings.teacher, name) <= used), None)
 
     def rounds(self) -> Iterator[Iterable[Place]]:
         """The samples to ask for next, of every problem that has not enough: few enough to stop early, many enough to
@@ -172,15 +156,15 @@ class _Making:
         self._report(len(self.problems) * options.samples)  # no more than that
 
     def _report(self, total: int) -> None:
-        spent = f", {self.budget.tokens:,} tokens" if self.budget.tokens else ""
+        spent = f", {self.tokens:,} tokens" if self.tokens else ""
         self.progress(len(self.made), total, f"{100 * self.sound / len(self.made):.0f} % sound{spent}")
 
     def finish(self) -> None:
         """Say what a budget ended, and put the chains in order, as if nothing had ever been interrupted."""
         if 0 < len(self.made) < len(self.problems) * self.settings.teacher.samples:
             self._report(len(self.made))  # all that were wanted
-        if (limit := self.budget.ended()) and self.asked.keys() - self.made.keys():
-            spent = f"{len(self.made)} chains, {self.budget.tokens:,} tokens, cost {self.budget.cost:.2f}"
+        if (limit := self.ended()) and self.asked.keys() - self.made.keys():
+            spent = f"{len(self.made)} chains, {self.tokens:,} tokens, cost {self.cost:.2f}"
             print(f"stopped at teacher.{limit}={getattr(self.settings.teacher, limit)}: {spent}")
         kept, _ = current(self.path, lambda record: _place(record) in self.asked)
         places = {problem.id: place for place, problem in enumerate(self.problems)}

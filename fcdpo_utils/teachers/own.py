@@ -23,17 +23,10 @@ def own_chains(
     student, options = settings.student, settings.own_chains
     if not options.samples:
         return []
-    teacher = TeacherSettings(
-        kind="local",
-        model=student.source,
-        adapter=adapter and str(adapter),
-        dtype=student.dtype,
-        four_bit=student.four_bit,
-        samples=options.samples,
-        temperature=options.temperature,
-        turn_tokens=settings.evaluation.turn_tokens,
-        concurrency=settings.evaluation.batch_size,
-    )
+    given = student.model_dump(exclude={"source"}) | options.model_dump(exclude={"errors"})
+    given |= {"adapter": adapter and str(adapter), "turn_tokens": settings.evaluation.turn_tokens}
+    concurrency = settings.evaluation.batch_size
+    teacher = TeacherSettings(kind="local", model=student.source, concurrency=concurrency, **given)
     limits = settings.limits.model_copy(update={"errors": options.errors})
     own = settings.model_copy(update={"teacher": teacher, "limits": limits})
     make_chains(path, problems, own, build_teacher, progress("own chains"))

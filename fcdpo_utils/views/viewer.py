@@ -13,12 +13,6 @@ from fcdpo_utils.episode import Chain
 from fcdpo_utils.problems import Problem, load_problems
 
 STUDENTS = ("before", "warm_up", "after")
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Chains, step by step</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>:root {{ color-scheme: light dark; }} body {{ margin: 1rem; }}</style></head><body>
-{}
-</body></html>
-"""
 
 
 def fragment(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]]) -> str:
@@ -40,7 +34,8 @@ def fragment(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]])
 
 def page(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]]) -> str:
     """The viewer as a page of its own."""
-    return _PAGE.format(fragment(problems, chains))
+    whole = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return whole.replace("VIEWER", fragment(problems, chains))
 
 
 def frame(problems: Sequence[Problem], chains: Mapping[str, Sequence[Chain]], height: int = 640) -> str:
