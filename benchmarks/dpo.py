@@ -38,7 +38,7 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.preferences import Completion, Pair, Preferences, PromptGroup
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import PreferenceSettings, Settings, StudentSettings
-from fcdpo_utils.students import load_student, quiet
+from fcdpo_utils.students import load_student
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.teachers.scripted import ScriptedTeacher
 from fcdpo_utils.tokens import Tokens, encode_chat
@@ -286,8 +286,7 @@ def main() -> None:
     print(f"{device}; measured matrix product: {peak / 1e12:.2f} TFLOP/s", flush=True)
     rows = []
     for size in options.sizes:
-        with quiet():
-            rows.append(measure_size(model, tokenizer, size, options.repeats, peak))
+        rows.append(measure_size(model, tokenizer, size, options.repeats, peak))
         print(rows[-1], flush=True)
         options.json.write_text(json.dumps({"device": device, "peak_flops": peak, "rows": rows}, indent=2) + "\n")
     if len(rows) > 1:

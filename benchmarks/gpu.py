@@ -53,7 +53,7 @@ from fcdpo_utils.pipeline.manifest import commit
 from fcdpo_utils.preferences import Pair, PromptGroup
 from fcdpo_utils.problems import Problem
 from fcdpo_utils.settings import Settings
-from fcdpo_utils.students import embedded_student, four_bit, free_memory, quiet
+from fcdpo_utils.students import embedded_student, four_bit, free_memory
 from fcdpo_utils.tokens import Tokens, encode_text, render
 from fcdpo_utils.trainer import curve
 from fcdpo_utils.weights import known_students
@@ -370,8 +370,7 @@ def _results(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
             parts += [("rollouts_nf4", rollouts, True), ("rollouts_16_bit", rollouts, False)]
         try:
             for name, part, quantised in parts:
-                with quiet():
-                    yield name, attempt(partial(_on_student, part, student, quantised, tokenizer, options.tiny))
+                yield name, attempt(partial(_on_student, part, student, quantised, tokenizer, options.tiny))
                 free_memory()
         finally:
             shutil.rmtree(folder)

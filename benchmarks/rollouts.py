@@ -41,7 +41,7 @@ from fcdpo_utils.episode import Chain, Episode, Limits, prompt
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import StudentSettings
-from fcdpo_utils.students import EMBEDDED_PACKAGE, load_student, quiet
+from fcdpo_utils.students import EMBEDDED_PACKAGE, load_student
 from fcdpo_utils.tokens import encode_text, render
 
 TASK = TASKS["arithmetic"]
@@ -207,8 +207,7 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     if options.llama_python:
-        with quiet():
-            return against_llama(options.llama_python, options.llama_batches, options.json)
+        return against_llama(options.llama_python, options.llama_batches, options.json)
     model, tokenizer = load_student(StudentSettings(), adapter=options.adapter)
     if options.merge:
         model = model.merge_and_unload()
@@ -220,7 +219,7 @@ def main() -> None:
         "microchain": (few, lambda: [microchain_chain(model, tokenizer, problem) for problem in few]),
     }
     rates, chains = {}, {}
-    with quiet(), torch.inference_mode():
+    with torch.inference_mode():
         ours(model, tokenizer, few[:2], 2)  # warm up
         for name, (asked, run) in work.items():
             started = time.perf_counter()

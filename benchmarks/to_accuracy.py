@@ -25,7 +25,7 @@ from fcdpo_utils.dataset import GroupDataset
 from fcdpo_utils.lab.settings import RunSettings, load_settings
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.preferences import build_preferences
-from fcdpo_utils.students import free_memory, load_student, quiet
+from fcdpo_utils.students import free_memory, load_student
 from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.train import tokenise
@@ -127,9 +127,8 @@ def main(options: argparse.Namespace, device: str) -> None:
         stock = ["training.trainer=stock", "training.prompts_per_step=1", f"training.accumulation={batch}"]
         if name not in runs:
             print(f"{name}, on {device}; {total} held-out problems", flush=True)
-            with quiet():
-                own, long = (settings.changed(stock), runs["ours"][-1]["seconds"]) if batch else (settings, 0.0)
-                runs[name] = train(own, options, long)
+            own, long = (settings.changed(stock), runs["ours"][-1]["seconds"]) if batch else (settings, 0.0)
+            runs[name] = train(own, options, long)
             free_memory()
         report = {"device": device, **compared(runs, options.steps, total), "runs": runs, "setup": setup}
         options.json.write_text(json.dumps(report, indent=2) + "\n")

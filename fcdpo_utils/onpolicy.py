@@ -67,18 +67,15 @@ def preference_data(problems: Sequence[Problem], teacher: Chains, own: Chains, s
     for _, chain in (*teacher, *own):
         if chain.sound and chain.problem_id in by_id:
             right[chain.problem_id] |= {step.result for step in chain.steps}
-    places = [  # of the first wrong calls
-        None
-        if getattr(chain, label)
-        else first_wrong(by_id[chain.problem_id], chain, right[chain.problem_id], settings)
-        for _, chain in kept
-    ]
-    marked = zip(kept, places, strict=True)
+    marked = []  # with the place of the first wrong call
+    for name, chain in kept:
+        known = by_id[chain.problem_id], chain, right[chain.problem_id], settings
+        marked.append((name, chain, None if getattr(chain, label) else first_wrong(*known)))
     if options.rejected == "first_wrong":
-        return build_preferences(((name, _up_to(chain, place)) for (name, chain), place in marked), options.label)
+        return build_preferences(((name, _up_to(chain, place)) for name, chain, place in marked), options.label)
     steps = (  # every beginning of a correct chain, and the wrong call of an incorrect one after what came before it
         (name, _up_to(chain, end))
-        for (name, chain), place in marked
+        for name, chain, place in marked
         for end in (_accepted(chain) if getattr(chain, label) else [place] if place is not None else [])
     )
     return build_preferences(steps, options.label, by=lambda chain: (chain.problem_id, chain.steps[:-1]))

