@@ -1,10 +1,9 @@
 """Teachers that are language models, on this machine or behind a server, and the teacher of the settings."""
 
 import os
+import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -65,12 +64,7 @@ def _key(options: TeacherSettings) -> str:
     if not key:
         raise TeacherError(f"teacher.key_env: the environment variable {options.key_env} is not set")
     url = urlsplit(options.base_url)
-    if url.scheme == "http" and not _is_this_machine(url.hostname):
+    this_machine = re.fullmatch(r"localhost|::1|127(\.\d+){3}", url.hostname or "")
+    if url.scheme == "http" and not this_machine:
         print(f"warning: the key in {options.key_env} goes to {url.hostname} unencrypted; teacher.base_url: use https")
     return key
-
-
-def _is_this_machine(host: str | None) -> bool:
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
