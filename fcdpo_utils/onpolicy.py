@@ -100,8 +100,7 @@ def first_wrong(problem: Problem, chain: Chain, right: Iterable[str], settings: 
     episode = Episode(task, problem, settings.tasks[problem.task].toolset)
     for place, step in enumerate(chain.steps):
         result, answer = episode.step(step.call), episode.state.answer
-        if result.error or (answer is not None and not task.is_correct(problem, answer)):
-            return place
-        if not task.accepted_is_right and result.result not in right:
+        wrong = answer is not None and not task.is_correct(problem, answer)
+        if result.error or wrong or not (task.accepted_is_right or result.result in right):
             return place
     return None

@@ -59,15 +59,9 @@ class TrainingSummary:
     def of(cls, rows: Sequence[dict[str, float]], **facts: Any) -> Self:
         """From the curve's rows, and what they do not tell."""
         end = rows[-math.ceil(len(rows) / 10) :]
-        return cls(
-            **facts,
-            steps=len(rows),
-            loss_first=rows[0]["loss"],
-            loss_end=fmean(row["loss"] for row in end),
-            margin_end=fmean(row["rewards/margins"] for row in end),
-            chosen_end=fmean(row["rewards/chosen"] for row in end),
-            tokens=rows[-1]["num_tokens"],
-        )
+        columns = {"loss_end": "loss", "margin_end": "rewards/margins", "chosen_end": "rewards/chosen"}
+        means = {name: fmean(row[column] for row in end) for name, column in columns.items()}
+        return cls(**facts, **means, steps=len(rows), loss_first=rows[0]["loss"], tokens=rows[-1]["num_tokens"])
 
 
 def tokenise(

@@ -18,17 +18,13 @@ def soundness(run_dir: Path, task: str = "") -> dict[str, dict[str, bool]]:
     """Of each variant of a run's notebook 06, by name: which held-out problems (of a task) it solved soundly."""
     rows = store.read_json(store.require(run_dir / "ablations.json", "06"))["variants"]
     files = {row["name"]: run_dir / "ablations" / slug(row["name"]) / "chains.jsonl" for row in rows}
-    problems = store.iterate(run_dir / "problems.jsonl") if task else ()
-    of_task = {record["id"]: record["task"] for record in problems}
-    return {
-        name: {
-            f"{run_dir}/{record['problem_id']}": record["sound"]
-            for record in store.iterate(path)
-            if task in ("", of_task.get(record["problem_id"]))
-        }
-        for name, path in files.items()
-        if path.exists()
-    }
+    problems = store.iterate(run_dir / "problems.jsonl")
+    asked = {record["id"] for record in problems if task in ("", record["task"])}
+    found = {}
+    for name in (name for name, path in files.items() if path.exists()):
+        records = (record for record in store.iterate(files[name]) if record["problem_id"] in asked)
+        found[name] = {f"{run_dir}/{record['problem_id']}": record["sound"] for record in records}
+    return found
 
 
 def pooled(run_dirs: Sequence[Path], task: str = "", against: str = "") -> list[dict[str, Any]]:

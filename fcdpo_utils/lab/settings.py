@@ -65,13 +65,12 @@ class OODSettings(SettingsGroup):
 
 
 _SETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-_OOD_SETS = tuple(OODSettings.model_validate(entry) for entry in _SETS)
 
 
 class GeneralisationSettings(SettingsGroup):
     """What the trained student is asked besides its own tasks."""
 
-    sets: tuple[OODSettings, ...] = Field(default=_OOD_SETS, min_length=1)
+    sets: tuple[OODSettings, ...] = Field(default=tuple(OODSettings(**each) for each in _SETS), min_length=1)
     calls: int = Field(default=40, ge=1, description="limits.calls for all sets: deep proofs are long")
 
 
