@@ -46,8 +46,7 @@ class ToolCalls(ChatFormat):
                 values += value if isinstance(value, list) else [value]
         asked = [value.get("function", value) for value in values if isinstance(value, dict)]
         named = [function for function in asked if isinstance(function, dict) and "name" in function]
-        arguments = [function.get("arguments", function.get("parameters", {})) for function in named]
-        return "; ".join(as_call(tools, f["name"], given) for f, given in zip(named, arguments, strict=True)) or text
+        return "; ".join(as_call(tools, f["name"], f.get("arguments", f.get("parameters", {}))) for f in named) or text
 
     def exchange(self, tools: type[Toolset], step: Step, number: int) -> list[Message]:
         """As messages of the OpenAI API: the tool call, its arguments as JSON text, and the result.
