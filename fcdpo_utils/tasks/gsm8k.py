@@ -53,7 +53,7 @@ def convert_row(row: Row) -> list[Step] | ConversionFailure:
         answer = parse_answer(final if mark else "")
     except ValueError:
         return ConversionFailure.NO_ANSWER
-    outcome = _convert(_all_equations(text), answer)
+    outcome = _convert(equations_in(text), answer)
     return _convert(_ANNOTATION.findall(text), answer) if isinstance(outcome, ConversionFailure) else outcome
 
 
@@ -89,7 +89,7 @@ def _rewrite(text: str) -> str:
     return text.strip()
 
 
-def _all_equations(text: str) -> list[str]:
+def equations_in(text: str) -> list[str]:
     """Annotations and, behind the last one of each line, unmarked equations that hold."""
     equations: list[str] = []
     for line in text.splitlines():
