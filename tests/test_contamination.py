@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from contamination import masked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +133,20 @@ def test_a_text_is_found_in_training_data_that_holds_it(others: list[str], text:
 )
 def test_texts_of_disjoint_vocabularies_do_not_overlap(train: list[str], evaluated: list[str], n: int) -> None:
     assert overlap(train, evaluated, n) == Overlap(len(evaluated), duplicates=0, sharing=0, mean_share=0.0)
+
+
+# Wordings
+
+
+def test_names_and_numbers_do_not_hide_a_wording() -> None:
+    one = "There Ann has 1,200 pens, and gives Bob $3. Ann's pens cost 5.50 each, 20% off."
+    other = "There Eva has 7 pens, and gives Tom \u20ac50. Eva's pens cost 12 each, 5% off."
+    assert (
+        masked(one)
+        == masked(other)
+        == "There Someone has 0 pens, and gives Someone 0. Someone's pens cost 0 each, 0 off."
+    )
+    assert masked(one) != masked(other.replace("pens", "cups"))
 
 
 # The problems of one run
