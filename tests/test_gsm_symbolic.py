@@ -97,7 +97,7 @@ def test_what_is_no_chain_says_why(monkeypatch: pytest.MonkeyPatch, solution: st
 
 
 def test_too_few_problems_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn(monkeypatch, "3 + 5 = 8\n#### 8")  # one template, without any other name or number
+    drawn(monkeypatch, "3 + 5 = 8\n8 + 5 = 13\n#### 13", "13")  # one template, without any other name or number
     split, other = ("train", "test") if TASK.draw(7, random.Random(0))[0].split == "train" else ("test", "train")
     for asked, there in ((split, 1), (other, 0)):
         with pytest.raises(ValueError, match=rf"^gsm_symbolic: 2 {asked} problems asked for, only {there} found$"):
