@@ -50,14 +50,6 @@ def puzzle(*texts: str, goal: str, answer: str = "True") -> Problem:
 
 
 @pytest.mark.parametrize(("split", "levels"), SETS)
-def test_a_rejected_premise_may_come_with_the_nearest_that_is_stated() -> None:
-    task = FirstOrderLogic()
-    call = 'Rule("guard(x) -> big(x)")'
-    plain, hinted = (Episode(task, task.example(), limits=Limits(hints=hints)).step(call) for hints in (False, True))
-    assert plain.result == "Error: Rule: guard(x) -> big(x) is not stated in the problem"
-    assert hinted.result == f"{plain.result}; it states big(x) -> guard(x)" and hinted.error == "refused"
-
-
 def test_labels_are_balanced_within_each_level(split: str, levels: tuple[int, ...]) -> None:
     counts = Counter((problem.level, problem.answer) for problem in problems(split, levels))
     assert set(counts.values()) == {90 // len(levels) // 3}
@@ -586,3 +578,11 @@ def test_no_formula_however_large_makes_much_work(function: str, data: st.DataOb
         result = state.call(f'{function}("{text}")')
     assert len(grounded) <= 500
     assert result.text.isprintable() and len(result.text) <= 300 and " failed (" not in result.text
+
+
+def test_a_rejected_premise_may_come_with_the_nearest_that_is_stated() -> None:
+    task = FirstOrderLogic()
+    call = 'Rule("guard(x) -> big(x)")'
+    plain, hinted = (Episode(task, task.example(), limits=Limits(hints=hints)).step(call) for hints in (False, True))
+    assert plain.result == "Error: Rule: guard(x) -> big(x) is not stated in the problem"
+    assert hinted.result == f"{plain.result}; it states big(x) -> guard(x)" and hinted.error == "refused"

@@ -151,7 +151,7 @@ def test_an_unknown_or_missing_setting_is_named(override: str, line: str) -> Non
         ("training.trainer=fast", "setting training.trainer: input should be 'grouped' or 'stock', got 'fast'"),
         (
             "preferences.label=lucky",
-            "setting preferences.label: input should be 'sound', 'solved' or 'shuffled', got 'lucky'",
+            "setting preferences.label: input should be 'sound', 'valid', 'solved' or 'shuffled', got 'lucky'",
         ),
         ("tasks.fol.levels=2", "setting tasks.fol.levels: input should be a valid tuple, got 2"),
         ("training=3", "setting training: input should be a valid dictionary or instance of TrainingSettings, got 3"),

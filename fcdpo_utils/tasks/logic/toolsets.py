@@ -4,10 +4,10 @@ Every fact and rule must be a premise of the problem. Also finds the steps of a 
 when nothing more follows. Knows nothing of English, prompts or models.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
 from random import Random
@@ -29,8 +29,10 @@ class FolTools(Toolset, ABC):
         """Parse `text` and require that it is one of the problem's premises."""
         formula = parse_formula(text)
         if not any(formula.same_as(premise) for premise in self.premises):
-            near = get_close_matches(str(formula), map(str, self.premises), n=1, cutoff=0) if self.hints else ()
-            raise ToolError("; it states ".join([f"{formula} is not stated in the problem", *near]))
+            hint = ""
+            if self.hints:  # the premise that shares most words with it
+                hint = f"; it states {max(self.premises, key=lambda p: len(_words(p) & _words(formula)))}"
+            raise ToolError(f"{formula} is not stated in the problem{hint}")
         return formula
 
     @abstractmethod
@@ -190,6 +192,10 @@ class DecideTools(FolTools):
         """The goal was decided as answered; Unknown only counts when every premise was recorded."""
         complete = all(any(p.same_as(r) for r in self.recorded) for p in self.premises)
         return self.answer == self.decided and (self.answer != "Unknown" or complete)
+
+
+def _words(formula: Formula) -> set[str]:
+    return {*re.findall(r"\w+", str(formula))}
 
 
 def _parse_goal(text: str) -> Formula:
