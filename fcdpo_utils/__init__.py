@@ -22,7 +22,6 @@ train a student,
     plain        log-probabilities and decoding, one sequence and one token at a time
     weights      which weights a student has, number formats
     students     loading a model; 4 bits
-    replay       plain chat that a student is kept to
     dataset      prompt groups as a data set
     trainer      TRL's trainer with the grouped loss
     train        one student trained, from preference data to adapter

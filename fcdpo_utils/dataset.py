@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset, Sampler
 
 from fcdpo_utils.preferences import Pair, Preferences
-from fcdpo_utils.replay import TASK as REPLAY
 from fcdpo_utils.settings import PreferenceSettings
 from fcdpo_utils.tokens import Tokens
 
@@ -49,11 +48,7 @@ class GroupDataset(Dataset):
 
     def __init__(self, preferences: Preferences, tokens: Sequence[Tokens], options: PreferenceSettings, seed: int = 0):
         paired = options.max_rejected > 0
-        alone = [  # whether a group's correct chains are used without incorrect ones
-            bool(group.chosen) and (not paired or preferences.completions[group.chosen[0]].task == REPLAY)
-            for group in preferences.groups
-        ]
-        self.groups = [g for g, enough in zip(preferences.groups, alone, strict=True) if enough or g.usable]
+        self.groups = [group for group in preferences.groups if group.usable or (group.chosen and not paired)]
         if not self.groups:
             kinds = "both a correct and an incorrect" if paired else "a correct"
             raise ValueError(f"no prompt has {kinds} chain; more teacher.samples may help")
@@ -78,7 +73,7 @@ class GroupDataset(Dataset):
             sorted(rng.sample(indices, cap)) if len(indices) > cap else list(indices)
             for indices, cap in zip((group.chosen, group.rejected), self.caps, strict=True)
         )
-        if not self.all_pairs and rejected:
+        if not self.all_pairs:
             fewer = min(len(chosen), len(rejected))
             chosen, rejected = chosen[:fewer], rejected[:fewer]
         return {"chosen": chosen, "rejected": rejected}

@@ -156,7 +156,6 @@ class TrainingSettings(SettingsGroup):
     beta: float = Field(default=0.1, gt=0)
     dpo_weight: float = Field(default=1.0, ge=0)
     sft_weight: float = Field(default=1.0, ge=0)
-    replay: int = Field(default=0, ge=0, description="plain questions whose answers the student is kept to")
     mask_results: bool = Field(default=True, description="false: functions' results count as the student's own words")
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)

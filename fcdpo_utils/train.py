@@ -20,7 +20,6 @@ from fcdpo_utils.dataset import GroupDataset
 from fcdpo_utils.fingerprint import CACHE, code_of, fingerprint
 from fcdpo_utils.plain import Engine, Progress
 from fcdpo_utils.preferences import Preferences
-from fcdpo_utils.replay import with_replay
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.students import describe, free_memory, load_student
 from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
@@ -106,8 +105,6 @@ def train_student(
     with state.main_process_first():  # which may have a file to convert
         model, tokenizer = load_student(settings.student, start, trainable=True)
     student = describe(model)
-    if count := settings.training.replay:
-        preferences, prompts = with_replay(preferences, prompts, model, tokenizer, count)
     tokens = tokenise(preferences, prompts, tokenizer, settings.training.mask_results)
     groups = GroupDataset(preferences, tokens, settings.preferences, settings.seed)
     checkpoints, report = folder / "checkpoints" / identity, progress("reference chains")

@@ -69,9 +69,8 @@ class GroupedDPOTrainer(DPOTrainer):
         lengths = log_probs.new_tensor([sum(sequence.policy) for sequence in batch.sequences])
         scores = rewards / lengths if options.loss == "sigmoid_norm" else rewards
         for chosen, rejected in batch.sides():
-            alone = rejected.start == rejected.stop  # nothing to weigh its likelihood against
-            loss = (1.0 if alone else options.sft_weight) * sft_loss(log_probs[chosen], lengths[chosen])
-            if options.dpo_weight and not alone:
+            loss = options.sft_weight * sft_loss(log_probs[chosen], lengths[chosen])
+            if options.dpo_weight:
                 paired = grouped_dpo_loss(scores[chosen], scores[rejected], self.groups.all_pairs, options.loss)
                 loss = options.dpo_weight * paired + loss
             losses.append(loss)

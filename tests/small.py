@@ -71,12 +71,11 @@ def trainer_of(
     folder: Path,
     *overrides: str,
     groups: list[PromptGroup] = GROUPS,
-    tasks: list[str] | None = None,
     room: Any = engine,
 ) -> DPOTrainer:
     """A trainer on `TOKENS` with `settings_of(*overrides)`; `room`: its engine."""
     settings = settings_of(*overrides)
-    data = GroupDataset(preferences_of(groups, tasks), TOKENS, settings.preferences, settings.seed)
+    data = GroupDataset(preferences_of(groups), TOKENS, settings.preferences, settings.seed)
     folder.mkdir(exist_ok=True)
     return build_trainer(model, tokenizer, data, settings, folder, folder / "cache.jsonl", room)
 

@@ -14,9 +14,8 @@ from small import GROUPS, PAIRS, TOKENS, families, settings_of, stir, trainer_of
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils import engine
-from fcdpo_utils.loss import grouped_dpo_loss, sequence_log_prob
+from fcdpo_utils.loss import grouped_dpo_loss
 from fcdpo_utils.preferences import PromptGroup
-from fcdpo_utils.replay import TASK
 from fcdpo_utils.tokens import Tokens
 from fcdpo_utils.trainer import curve, float32_adapters, last_checkpoint, lora_config, pair_dataset, training_arguments
 
@@ -94,19 +93,6 @@ def test_training_with_ours_and_with_trls_gives_the_same_adapter(
     assert moved > 0.01
     for name, weight in weights["grouped"].items():
         assert torch.allclose(weight, weights["stock"][name], atol=2e-4), name
-
-
-def test_plain_chat_beside_pairs_is_weighed_by_its_likelihood_alone(
-    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    """In one step: a prompt's pairs at their reference, ln 2, and a chat, its mean loss a token."""
-    groups = [*GROUPS[1:], PromptGroup("chat", (1,), ())]
-    trainer = trainer_of(student, tokenizer, tmp_path, "training.sft_weight=0", groups=groups, tasks=["fol", TASK])
-    with torch.no_grad():
-        log_prob = sequence_log_prob(trainer.model, TOKENS[1]).item()
-    trainer.train()
-    expected = (math.log(2) - log_prob / sum(TOKENS[1].policy)) / 2
-    assert curve(trainer)[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "seen"), [(1, [1]), (5, [1, 2, 3, 4, 5])])

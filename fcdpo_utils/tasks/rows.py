@@ -124,8 +124,12 @@ class RowTask(Task):
         return row
 
     def report(self, path: Path) -> str:
-        """How many rows of a file convert, then how many do not by reason: lines of count, share and reason."""
-        counts = Counter(self.convert(row)[1] for row in self.load_rows(path))
-        counted, total = {CONVERTED: counts[CONVERTED]} | dict(counts.most_common()), counts.total()
-        lines = [f"{count:6d}  {count / max(total, 1):6.1%}  {reason}" for reason, count in counted.items()]
-        return "\n".join([*lines, f"{total:6d}  100.0%  rows"])
+        """How many rows of a file convert, and how many do not by reason: lines of count, share and reason."""
+        return table(Counter(self.convert(row)[1] for row in self.load_rows(path)), CONVERTED, "rows")
+
+
+def table(counts: Counter[str], first: str, total: str) -> str:
+    """Counts as lines of count, share and reason: `first`, then the most frequent; the last line is their sum."""
+    counted = {first: counts[first]} | dict(counts.most_common())
+    lines = [f"{count:6d}  {count / max(counts.total(), 1):6.1%}  {reason}" for reason, count in counted.items()]
+    return "\n".join([*lines, f"{counts.total():6d}  100.0%  {total}"])
