@@ -16,19 +16,20 @@ from test_folio import DATA
 from test_gsm8k import REAL_FILE
 from test_gsm_symbolic import TASK, templates
 
-from fcdpo_utils.lab.contamination import Texts, overlaps
+from fcdpo_utils.lab.contamination import overlap
 from fcdpo_utils.problems import TASKS, split_of
 from fcdpo_utils.tasks.folio import FOLIO
 from fcdpo_utils.tasks.gsm8k import GSM8K
 
 GENERATED = {"arithmetic": (2, 3, 4, 5), "fol": (1, 2, 3), "ordering": (1, 2, 3), "gsm_symbolic": (2, 3, 4, 5, 6)}
 COUNTS = {"train": 300, "test": 100}
+Texts = dict[str, list[str]]  # by task
 MASKED_N = 8  # words in a row: without names and numbers, more of what is left is said by chance alone
 
 
 def questions(gsm8k: Path, folio: Path) -> tuple[Texts, Texts]:
     """The texts that are learnt from and those that are asked, by task; GSM8K's one file by the split of its hash."""
-    sides: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    sides: dict[str, Texts] = {"train": {}, "test": {}}
     for split, texts in sides.items():
         for name, levels in GENERATED.items():
             made = TASKS[name].generate(COUNTS[split], split, 0, levels=levels)
@@ -56,16 +57,17 @@ def table(sources: Texts, sets: Texts, n: int) -> str:
     """A row for each source: of each set, the texts that are there word for word, and that share `n` words in a row."""
     lines = ["| learnt from | " + " | ".join(f"{name} ({len(texts):,})" for name, texts in sets.items()) + " |"]
     lines += ["|---" * (len(sets) + 1) + "|"]
-    for source, found in overlaps(sources, sets, n).items():
-        cells = [f"{one.duplicates} / {one.sharing}" for one in found.values()]
-        lines.append(f"| {source} ({len(sources[source]):,}) | {' | '.join(cells)} |")
+    for source, learnt in sources.items():
+        found = [overlap(learnt, asked, n) for asked in sets.values()]
+        cells = " | ".join(f"{one.duplicates} / {one.sharing}" for one in found)
+        lines.append(f"| {source} ({len(learnt):,}) | {cells} |")
     return "\n".join([*lines, ""])
 
 
 def wording(gsm8k: Path) -> str:
     """How many of GSM-Symbolic's templates say what a row of GSM8K's file says, but for names and numbers."""
     rows = [masked(row["question"]) for row in GSM8K().load_rows(gsm8k)]
-    drawn: dict[str, list[str]] = {"train": [], "test": []}
+    drawn: Texts = {"train": [], "test": []}
     for number, made in templates().items():
         drawn[split_of(f"{TASK.name} {number}")].append(masked(made(random.Random(number))["question"]))
     return table({f"{gsm8k.name}": rows}, {f"templates, {split}": texts for split, texts in drawn.items()}, MASKED_N)
