@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from small import settings_of
@@ -15,6 +16,7 @@ from fcdpo_utils.tasks.naming import WORDS, draw_names
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.teachers.scripted import ScriptedTeacher
 from fcdpo_utils.teachers.tool_calls import TOOL_CALLS
+from fcdpo_utils.tools import Toolset, tool
 
 TOOLSETS = [("arithmetic", "steps"), ("arithmetic", "expression"), ("fol", "deduction"), ("fol", "decide")]
 TOOLSETS.append(("ordering", None))
@@ -34,8 +36,8 @@ def names_of(problems: list[Problem]) -> set[str]:
 def test_a_gold_chain_is_sound_under_any_names_and_shows_no_other(task: str, toolset: str | None, naming: str) -> None:
     for problem in drawn(task, toolset, naming):
         calls = TASKS[task].gold_calls(problem, toolset=toolset)
-        chain = run_calls(TASKS[task], problem, calls, toolset)
-        assert chain.sound and {step.call.partition("(")[0] for step in chain.steps} <= names_of([problem])
+        made = run_calls(TASKS[task], problem, calls, toolset)
+        assert made.sound and {step.call.partition("(")[0] for step in made.steps} <= names_of([problem])
         real = TASKS[task].toolset(toolset).functions()
         functions, _, example = prompt(TASKS[task], problem, toolset)[0]["content"].partition("\n\n")
         for line in [*functions.split("\n")[2:], *example.split("\n")]:
@@ -45,7 +47,7 @@ def test_a_gold_chain_is_sound_under_any_names_and_shows_no_other(task: str, too
 @pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
 def test_names_of_held_out_problems_are_in_no_training_prompt(task: str, toolset: str | None) -> None:
     tools = TASKS[task].toolset(toolset)
-    for naming in ("invented",) if toolset is None else NAMINGS:  # a user's function has no second pool of words
+    for naming in NAMINGS:
         seen, asked = (
             {new for number in range(400) for _, new, _ in draw_names(tools, naming, held_out, f"{number}")}
             for held_out in (False, True)
@@ -114,3 +116,17 @@ def test_a_setting_draws_names_for_training_problems_alone_and_they_survive_the_
     stored = Problem(**json.loads(json.dumps(vars(problems[0]))))
     assert stored.functions == problems[0].functions
     assert prompt(TASKS["arithmetic"], stored) == prompt(TASKS["arithmetic"], problems[0])
+
+
+def test_a_users_function_is_described_in_the_users_words_even_where_its_name_is_one_of_ours() -> None:
+    class Sets(Toolset):
+        @tool('Sum("a", "b")')
+        def Sum(self, first: str, second: str) -> str:
+            """What two sets hold together."""
+            return "noted"
+
+    for number in range(20):
+        functions = {name: (new, says) for name, new, says in draw_names(Sets, "natural", number % 2 == 0, f"{number}")}
+        new, says = functions["Sum"]
+        assert says == "What two sets hold together." and "sum" in new.lower()
+        assert functions["Stop"][1] in [Toolset.functions()["Stop"].doc, *chain(*WORDS["Stop"]["says"].values())]

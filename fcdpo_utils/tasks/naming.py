@@ -17,6 +17,7 @@ from fcdpo_utils.tools import Functions, Toolset
 
 WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _MIX = {"fixed": 2, "natural": 4, "invented": 4}  # shares in "mixed"
+_VERBS = {"train": ("do", "run", "call", "get", "my"), "held_out": ("use", "try", "make")}
 _CASES = (
     "_".join,
     lambda words: "".join(word.capitalize() for word in words),
@@ -35,19 +36,21 @@ def draw_names(tools: type[Toolset], naming: Naming, held_out: bool, seed: str) 
         return ()
     functions, pool = tools.functions(), "held_out" if held_out else "train"
     taken, shown = set(functions), []
+    ours = tools.__module__.partition(".")[0] == __name__.partition(".")[0]
     for name in rng.sample(sorted(functions), len(functions)):
-        names = _natural(name, pool, rng) if kind == "natural" else _invented(held_out, rng)
+        # a user's function of the same name may do something else
+        words = WORDS.get(name, {}) if ours or name in Toolset.functions() else {}
+        names = _natural(name, words, pool, rng) if kind == "natural" else _invented(held_out, rng)
         new = next(new for new in names if new not in taken)
         taken.add(new)
-        says = WORDS.get(name, {}).get("says", {}).get(pool, ())
-        shown.append((name, new, rng.choice([functions[name].doc, *says])))
+        shown.append((name, new, rng.choice([functions[name].doc, *words.get("says", {}).get(pool, ())])))
     return tuple(shown)
 
 
-def _natural(name: str, pool: str, rng: random.Random) -> Iterator[str]:
-    """Synonyms, or for a user's function the words of its own name, in one case or another."""
+def _natural(name: str, words: dict[str, list[str]], pool: str, rng: random.Random) -> Iterator[str]:
+    """Synonyms, or for a user's function a verb and the words of its own name, in one case or another."""
     own = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("_", " ")
-    phrases = WORDS.get(name, {}).get(pool) or [f"{verb} {own}" for verb in ("do", "run", "call", "get", "my")]
+    phrases = words.get(pool) or [f"{verb} {own}" for verb in _VERBS[pool]]
     while True:
         yield rng.choice(_CASES)(rng.choice(phrases).split())
 
