@@ -56,7 +56,8 @@ def encode_chat(
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     # not `all_special_ids`: Phi-3's tokenizer has no name for <|end|>
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    policy, turns = [False] * len(ids), [[] for _ in spans]
+    policy = [False] * len(ids)
+    turns: list[list[int]] = [[] for _ in spans]
     for turn, (start, end) in zip(turns, spans, strict=True):
         for index in (i for i, (left, right) in enumerate(offsets) if start <= left < end and right > left):
             turn.append(index)

@@ -116,7 +116,7 @@ def toolset(function: dict[str, Any]) -> type[Toolset]:
         default = (get_args(types[key]) or [""])[0] if get_origin(types[key]) is Literal else types[key]()
         default = inspect.Parameter.empty if key in described["required"] else default
         parameters.append(inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
-    tool = Tool(name, function["description"], f"{name}()", inspect.Signature(parameters), types)
+    tool = Tool(name, function["description"], f"{name}()", inspect.Signature(parameters), types, name)
     return type(name, (Toolset,), {"functions": classmethod(lambda cls: {name: tool})})
 
 
