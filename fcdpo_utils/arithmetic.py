@@ -20,7 +20,7 @@ from fcdpo_utils.numbers import MAX_MAGNITUDE, answers_equal, format_number, par
 from fcdpo_utils.problems import Problem, Task, check_request, register, split_of
 from fcdpo_utils.tools import Number, ToolError, Toolset, tool
 
-LEVELS = (1, 2, 3, 4, 5)
+LEVELS = (2, 3, 4, 5)
 MAX_DRAWS = 20_000
 
 Step = list[str]  # [function, a, b], numbers as text: JSON-able

@@ -65,7 +65,7 @@ def test_the_out_of_distribution_sets_are_checked_for_contamination_and_compared
     made = store.read_json(further_run / "generalisation.json")
     assert made["sets"]["ordering"]["n"] == 2 and made["chat"]["n"] >= 20
     overlaps = [found for by_set in made["contamination"].values() for found in by_set.values()]
-    assert len(overlaps) == 2 * 3 and not any(found["duplicates"] for found in overlaps)
+    assert len(overlaps) == 2 * 4 and not any(found["duplicates"] for found in overlaps)
 
 
 @pytest.mark.nightly  # they train

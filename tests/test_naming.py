@@ -24,7 +24,7 @@ NAMINGS = ("natural", "invented")
 
 
 def drawn(task: str, toolset: str | None, naming: str, count: int = 6, split: str = "train") -> list[Problem]:
-    return with_names(TASKS[task].generate(count, split, 0, levels=(1, 2)), toolset, naming, 0)
+    return with_names(TASKS[task].generate(count, split, 0, levels=(2, 3)), toolset, naming, 0)
 
 
 def names_of(problems: list[Problem]) -> set[str]:

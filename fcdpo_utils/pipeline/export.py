@@ -34,25 +34,25 @@ def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
     return path
 
 
-def report(run_dir: Path) -> Path:
+def report(run: Path) -> Path:
     """Write `report.html`, self-contained, readable in light and dark, wide and narrow; returns its path. Its viewer of
     chains is also a page of its own, `chains.html`.
 
     Raises StoreError where the run is not finished. A run of notebooks by hand has no manifest that its files could be
     checked against; the page says so.
     """
-    metrics, made = _metrics(run_dir), manifest.load(run_dir)
-    baselines.require_whole(run_dir, "report")
+    metrics, made = _metrics(run), manifest.load(run)
+    baselines.require_whole(run, "report")
     stages = []
     for spec in manifest.STAGES:
-        record = store.read_json(store.require(record_path(run_dir, spec.name), spec.name[:2]))
+        record = store.read_json(store.require(record_path(run, spec.name), spec.name[:2]))
         seconds = made.get("stages", {}).get(spec.name, {}).get("seconds")
         stages.append({"number": spec.name[:2], "peak_gib": record["peak_gib"], "seconds": seconds})
-    settings = manifest.recorded_settings(run_dir, manifest.STAGES[-1].name).model_dump(mode="json")
-    held_out = viewer.of_run(run_dir)
-    store.write(run_dir / "chains.html", viewer.page(*held_out))
-    shown = {"settings": settings, "figures": list(_figures(run_dir)), "viewer": viewer.fragment(*held_out)}
-    return render(run_dir / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
+    settings = manifest.recorded_settings(run, manifest.STAGES[-1].name).model_dump(mode="json")
+    held_out = viewer.of_run(run)
+    store.write(run / "chains.html", viewer.page(*held_out))
+    shown = {"settings": settings, "figures": list(_figures(run)), "viewer": viewer.fragment(*held_out)}
+    return render(run / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def _figures(run_dir: Path) -> Iterator[tuple[str, str]]:
         yield path.stem, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def export(run_dir: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
+def export(run: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
     """Write `export/adapter`, `export/dataset` and, if asked, `export/merged`, `export/inspect`; returns the folders.
 
     Raises StoreError where the run is not finished, ValueError where the student cannot be loaded.
     """
-    facts = {"metrics": _metrics(run_dir), **_facts(run_dir)}
-    adapter = store.require(run_dir / "adapter" / ADAPTER_FILE, "04").parent
-    folders = [run_dir / "export" / name for name in ("adapter", "dataset", *(["merged"] if merged else []))]
+    facts = {"metrics": _metrics(run), **_facts(run)}
+    adapter = store.require(run / "adapter" / ADAPTER_FILE, "04").parent
+    folders = [run / "export" / name for name in ("adapter", "dataset", *(["merged"] if merged else []))]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -82,13 +82,13 @@ def export(run_dir: Path, merged: bool = False, inspect: bool = False) -> list[P
     config = store.read_json(adapter / "adapter_config.json")  # it names a folder of this machine
     store.write_json(folders[0] / "adapter_config.json", config | {"base_model_name_or_path": facts["base"]})
     for name in ("augmented", "original"):
-        shutil.copy2(store.require(run_dir / f"preferences_{name}.jsonl", "03"), folders[1])
+        shutil.copy2(store.require(run / f"preferences_{name}.jsonl", "03"), folders[1])
     if merged:
         _merge(facts["settings"], adapter, folders[2])
     for folder in folders:
         template = "dataset_card.md.j2" if folder.name == "dataset" else "model_card.md.j2"
         render(folder / "README.md", template, merged=folder.name == "merged", **facts)
-    return [*folders, _inspect(run_dir, run_dir / "export" / "inspect")] if inspect else folders
+    return [*folders, _inspect(run, run / "export" / "inspect")] if inspect else folders
 
 
 def _inspect(run_dir: Path, folder: Path) -> Path:
