@@ -197,13 +197,14 @@ class ChatFormat:
 @cache
 def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str, functions: Functions) -> str:
     """Instruction, functions and worked example: the same for all problems of `task` with the same `functions`."""
-    example = replace(task.example(), details={**task.example().details, "functions": functions})
+    shown = task.example()
+    example = replace(shown, details=shown.details | {"functions": functions})
     tools = task.toolsets[toolset].shown_as(functions)
     steps = run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
-    functions = [tools.help()] if chat_format.schemas(tools) is None else []
+    listed = [tools.help()] if chat_format.schemas(tools) is None else []
     lines = [line for step in steps for line in (chat_format.written(tools, step.call), step.result)]
     question = f"Example problem: {without_roles(example.question)}"
-    return "\n".join([task.instruction, chat_format.rule, *functions, "", question, *lines[:-1]])
+    return "\n".join([task.instruction, chat_format.rule, *listed, "", question, *lines[:-1]])
 
 
 PYTHON_CALLS = ChatFormat()

@@ -95,9 +95,8 @@ def _tree(text: str) -> Any:
     try:
         return _grammar().parse(text)
     except UnexpectedInput as error:
-        rest = (
-            "" if getattr(error, "token", None) == "" else text[error.pos_in_stream :]
-        )  # at its end lark has no place
+        at_end = getattr(error, "token", None) == ""  # where lark knows no place
+        rest = "" if at_end else text[error.pos_in_stream :]
     got = f'"{rest.strip()[:40]}"' if rest else "end"
     raise ToolError(f'unexpected {got} behind "{text.removesuffix(rest).strip()[-40:]}"')
 
