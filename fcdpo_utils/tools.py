@@ -192,9 +192,8 @@ class Toolset:
         except CallError as error:
             return ToolResult(str(error), error.kind)
         except ToolError as error:
-            said = str(error)
-            for function in functions.values():  # "use Rule"
-                said = re.sub(rf"\b{function.method}\b", function.name, said)
+            said, names = str(error), {function.method: function.name for function in functions.values()}
+            said = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), said)  # "use Rule"
             return ToolResult(one_line(f"Error: {parsed.name}: {said}"), "refused")
         except Exception as error:  # a bug in a user's own tool costs that call, not a night of chains
             return ToolResult(one_line(f"Error: {parsed.name} failed ({type(error).__name__})"), "refused")

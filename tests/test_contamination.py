@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pages
 import pytest
-from contamination import masked
+from contamination import DATA, REAL_FILE, masked, questions, table, wording
 from hypothesis import given
 from hypothesis import strategies as st
+from test_gsm_symbolic import needs_package
 
 from fcdpo_utils.arithmetic import Arithmetic
 from fcdpo_utils.lab.contamination import Overlap, overlap
@@ -147,6 +149,16 @@ def test_names_and_numbers_do_not_hide_a_wording() -> None:
         == "There Someone has 0 pens, and gives Someone 0. Someone's pens cost 0 each, 0 off."
     )
     assert masked(one) != masked(other.replace("pens", "cups"))
+
+
+# What docs/field.md says
+
+
+@needs_package
+@pytest.mark.skipif(not (REAL_FILE.exists() and DATA.exists()), reason="no GSM8K and FOLIO beside the repository")
+def test_the_page_has_the_tables_of_these_data() -> None:
+    assert pages.written("contamination") == table(*questions(REAL_FILE, DATA), 13)
+    assert pages.written("wording") == wording(REAL_FILE)
 
 
 # The problems of one run

@@ -10,6 +10,7 @@ from fcdpo_utils.engine.decoding import DecodeEngine
 from fcdpo_utils.episode import Chain, Episode, Limits, prompt
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.tasks.making import with_names
 from fcdpo_utils.tokens import render
 
 LIMITS = Limits(calls=4, errors=3)
@@ -81,6 +82,19 @@ def test_sampled_chains_do_not_depend_on_their_neighbours(
     together = rollout(tiny_model, tokenizer, episodes(chosen), sampling)
     alone = [rollout(tiny_model, tokenizer, episodes([problem]), sampling)[0] for problem in chosen]
     assert together == alone
+
+
+def test_problems_whose_functions_go_by_drawn_names_advance_together(
+    tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, sampling = with_names(problems(4), None, "natural", 0), Sampling(temperature=1.0, turn_tokens=6)
+    assert len({episode.tools for episode in episodes(chosen)}) == 4
+    alone = [rollout(tiny_model, tokenizer, episodes([problem]), sampling)[0] for problem in chosen]
+    widths = []
+    feed = DecodeEngine.feed
+    monkeypatch.setattr(DecodeEngine, "feed", lambda self, rows: widths.append(len(rows)) or feed(self, rows))
+    assert rollout(tiny_model, tokenizer, episodes(chosen), sampling) == alone
+    assert max(widths) == 4
 
 
 def test_samples_of_one_problem_differ_and_repeat_with_the_seed(

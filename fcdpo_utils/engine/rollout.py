@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 
 import torch
@@ -33,9 +33,10 @@ class ChatError(Exception):
 
 @dataclass(kw_only=True)
 class _Chain(PendingTokens):
-    """A chain in the making: its random stream, and the tokens of the open turn."""
+    """A chain in the making: how it is written, its random stream, and the tokens of the open turn."""
 
     episode: Episode
+    chat: "Chat"
     stream: random.Random
     turn: list[int] = field(default_factory=list)
 
@@ -54,18 +55,18 @@ def rollout(
     Raises ChatError where the chat template knows no tool calls, ValueError where the model needs more than softmax
     attention in a sliding window.
     """
-    rows = [
-        _Chain(episode=episode, stream=chain_stream(sampling.seed, episode.problem.id, sample), pending=[])
-        for episode, sample in zip(episodes, samples or [0] * len(episodes), strict=True)
-    ]
+    chat_of, rows = cache(partial(Chat, tokenizer, sampling.chat_format)), []
+    for episode, sample in zip(episodes, samples or [0] * len(episodes), strict=True):
+        stream = chain_stream(sampling.seed, episode.problem.id, sample)
+        rows.append(_Chain(episode=episode, chat=chat_of(episode.tools), stream=stream, pending=[]))
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), attention_in(inner, ATTENTION):
-            for tools, group in groupby(rows, lambda row: row.episode.tools):  # one static prompt each
-                chat = Chat(tokenizer, sampling.chat_format, tools)
-                _run(inner, chat, list(group), sampling, on_finished, admit)
+            # prompts that begin alike, up to names drawn for a problem's functions
+            for _, group in groupby(rows, lambda row: type(row.episode.state)):
+                _run(inner, list(group), sampling, on_finished, admit)
     finally:
         model.train(was_training)
     return [row.episode.chain() for row in rows if row.episode.finished]
@@ -73,15 +74,14 @@ def rollout(
 
 def _run(
     model: PreTrainedModel,
-    chat: "Chat",
     rows: list[_Chain],
     sampling: Sampling,
     on_finished: Callable[[Episode], None],
     admit: Callable[[], bool],
 ) -> None:
     """`batch_size` rows at a time; the next one takes the place of one that finished."""
-    asked = {row.episode.problem.id: row.episode for row in rows}  # many samples, one prompt
-    prompts = {name: chat.prompt_ids(episode) for name, episode in asked.items()}
+    asked = {row.episode.problem.id: row for row in rows}  # many samples, one prompt
+    prompts = {name: row.chat.prompt_ids(row.episode) for name, row in asked.items()}
     # one token at least is left to each
     shared = min(common_prefix([*prompts.values()]), *(len(ids) - 1 for ids in prompts.values()))
     waiting = deque(rows)
@@ -105,8 +105,8 @@ def _run(
         for row, token in zip(started, tokens, strict=True):
             row.turn.append(token)
             row.pending = [token]
-            if token in chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
-                _end_turn(chat, row, room)
+            if token in row.chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
+                _end_turn(row, room)
                 if row.episode.finished:
                     on_finished(row.episode)
         for index, row in enumerate(started):
@@ -126,9 +126,9 @@ def _without_finished(rows: list[_Chain], engine: DecodeEngine) -> list[_Chain]:
     return rows[:count]
 
 
-def _end_turn(chat: "Chat", row: _Chain, room: int) -> None:
+def _end_turn(row: _Chain, room: int) -> None:
     """Run the finished turn as a call and queue the template's text up to the next assistant turn."""
-    ended = row.turn[-1] in chat.turn_ends
+    chat, ended = row.chat, row.turn[-1] in row.chat.turn_ends
     step = row.episode.step(chat.read(row.turn[: len(row.turn) - ended]))
     between = chat.between_turns(step.result)
     # the template's own end of turn, whichever token the model said
