@@ -1,7 +1,7 @@
 """The tasks beside arithmetic, its other toolset and its typical mistakes; to import this package makes them known."""
 
 from fcdpo_utils.problems import TASKS, register
-from fcdpo_utils.tasks import mistakes, ordering, own  # noqa: F401
+from fcdpo_utils.tasks import drills, mistakes, ordering, own  # noqa: F401
 from fcdpo_utils.tasks.folio import FOLIO
 from fcdpo_utils.tasks.gsm8k import GSM8K
 from fcdpo_utils.tasks.gsm_symbolic import GSMSymbolic
