@@ -21,7 +21,8 @@ from fcdpo_utils.problems import TASKS, split_of
 from fcdpo_utils.tasks.folio import FOLIO
 from fcdpo_utils.tasks.gsm8k import GSM8K
 
-GENERATED = {"arithmetic": (2, 3, 4, 5), "fol": (1, 2, 3), "ordering": (1, 2, 3), "gsm_symbolic": (2, 3, 4, 5, 6)}
+GENERATED = {"arithmetic": (2, 3, 4, 5), "fol": (1, 2, 3), "ordering": (1, 2, 3), "drills": (3, 4)}
+GENERATED["gsm_symbolic"] = (2, 3, 4, 5, 6)
 COUNTS = {"train": 300, "test": 100}
 Texts = dict[str, list[str]]  # by task
 MASKED_N = 8  # words in a row: without names and numbers, more of what is left is said by chance alone

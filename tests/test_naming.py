@@ -19,7 +19,7 @@ from fcdpo_utils.teachers.tool_calls import TOOL_CALLS
 from fcdpo_utils.tools import Toolset, tool
 
 TOOLSETS = [("arithmetic", "steps"), ("arithmetic", "expression"), ("fol", "deduction"), ("fol", "decide")]
-TOOLSETS.append(("ordering", None))
+TOOLSETS += [("drills", None), ("ordering", None)]
 NAMINGS = ("natural", "invented")
 
 

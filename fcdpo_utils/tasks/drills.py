@@ -10,7 +10,7 @@ import yaml
 
 from fcdpo_utils.arithmetic import OPERATIONS, Arithmetic, Step, compute
 from fcdpo_utils.numbers import format_number, parse_number
-from fcdpo_utils.problems import Problem, check_request, register, split_of
+from fcdpo_utils.problems import Problem, check_request, split_of
 
 LEVELS = (1, 2, 3, 4)
 SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -49,6 +49,3 @@ class Drills(Arithmetic):
     def example(self) -> Problem:
         steps = [["Sum", "12", "8"], ["Multiply", "2", "15"]]
         return self._problem(f"{self.name}-example", "example", "12 plus 8; 2 times 15", "example", steps)
-
-
-register(Drills())
