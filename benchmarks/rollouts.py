@@ -80,7 +80,7 @@ def microchain_chain(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problem: Problem, turn_tokens: int = TURN_TOKENS
 ) -> Chain:
     """One chain by microchain's Agent."""
-    episode, engine = Episode(TASK, problem, None, LIMITS), Engine()
+    episode, engine = Episode(TASK, problem, LIMITS), Engine()
     for name in ("Sum", "Subtract", "Multiply", "Divide"):
         engine.register(operation(name, [6, 2], episode))
     engine.register(operation("Answer", [4], episode))
@@ -109,7 +109,7 @@ def ours(
     limits: Limits = LIMITS,
     turn_tokens: int = TURN_TOKENS,
 ) -> list[Chain]:
-    episodes = [Episode(TASK, problem, None, limits) for problem in problems]
+    episodes = [Episode(TASK, problem, limits) for problem in problems]
     return rollout(model, tokenizer, episodes, Sampling(0.0, turn_tokens, batch))
 
 
@@ -146,7 +146,7 @@ class LlamaEngine:
 def timed(student: tuple[Any, Any], problems: list[Problem], batch: int) -> tuple[float, float, list[Chain]]:
     """Tokens written in a second, seconds, chains; after a short run to warm up."""
     for asked in (problems[:2], problems):
-        episodes = [Episode(TASK, problem, None, LLAMA_LIMITS) for problem in asked]
+        episodes = [Episode(TASK, problem, LLAMA_LIMITS) for problem in asked]
         started = time.perf_counter()
         chains = rollout(*student, episodes, Sampling(0.0, TURN_TOKENS, batch))
         seconds = time.perf_counter() - started

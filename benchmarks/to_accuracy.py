@@ -65,7 +65,7 @@ def train(settings: RunSettings, options: argparse.Namespace, seconds: float = 0
     build_teacher(settings).run(requests, lambda sample: chains.append((sample.problem.task, sample.chain)))
     data, training = build_preferences(chains), settings.training
     model, tokenizer = load_student(settings.student, options.start, trainable=True)
-    tokens = tokenise(data, prompts_of(known, settings), tokenizer)
+    tokens = tokenise(data, prompts_of(known), tokenizer)
     groups = GroupDataset(data, tokens, settings.preferences, settings.seed)
     sampling = Sampling(0.0, settings.evaluation.turn_tokens, settings.evaluation.batch_size)
 

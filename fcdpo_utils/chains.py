@@ -24,9 +24,9 @@ from fcdpo_utils.tokens import Message
 from fcdpo_utils.weights import student_fingerprint
 
 
-def prompts_of(problems: Sequence[Problem], settings: Settings) -> dict[str, list[Message]]:
+def prompts_of(problems: Sequence[Problem]) -> dict[str, list[Message]]:
     """The prompt of each problem, by problem id."""
-    return {p.id: PYTHON_CALLS.prompt(TASKS[p.task], p, settings.tasks[p.task].toolset) for p in problems}
+    return {p.id: PYTHON_CALLS.prompt(TASKS[p.task], p) for p in problems}
 
 
 def load_chains(path: Path) -> list[tuple[str, Chain]]:
@@ -35,12 +35,12 @@ def load_chains(path: Path) -> list[tuple[str, Chain]]:
 
 
 def request_of(problem: Problem, settings: Settings, number: int = 0) -> SampleRequest:
-    return SampleRequest(TASKS[problem.task], problem, number, settings.tasks[problem.task].toolset, settings.limits)
+    return SampleRequest(TASKS[problem.task], problem, number, settings.limits)
 
 
 def keys_of(problems: Sequence[Problem], settings: Settings, **parts: Any) -> dict[str, str]:
     """For each problem id, the fingerprint of the problem, its prompt and what else its chains depend on."""
-    prompts, parts = prompts_of(problems, settings), parts | {"limits": settings.limits.model_dump()}
+    prompts, parts = prompts_of(problems), parts | {"limits": settings.limits.model_dump()}
     return {p.id: fingerprint({**parts, "problem": vars(p), "prompt": prompts[p.id]}) for p in problems}
 
 

@@ -90,9 +90,9 @@ class Chain:
 class Episode:
     """One chain in the making."""
 
-    def __init__(self, task: Task, problem: Problem, toolset: str | None = None, limits: Limits = Limits()):
-        self.task, self.problem, self.toolset, self.limits = task, problem, toolset, limits
-        self.state = task.start(problem, toolset)
+    def __init__(self, task: Task, problem: Problem, limits: Limits = Limits()):
+        self.task, self.problem, self.limits = task, problem, limits
+        self.state = task.start(problem)
         self.state.shown = self.tools = type(self.state).shown_as(problem.functions)
         self.state.hints = limits.hints
         self.steps: list[Step] = []
@@ -147,11 +147,9 @@ class Episode:
         return "too_long" if self.state.answer is None else "no_stop"
 
 
-def run_calls(
-    task: Task, problem: Problem, calls: Iterable[str], toolset: str | None = None, limits: Limits = Limits()
-) -> Chain:
+def run_calls(task: Task, problem: Problem, calls: Iterable[str], limits: Limits = Limits()) -> Chain:
     """The chain of a fixed list of calls, each by its method's name, cut where the agent would have ended it."""
-    episode = Episode(task, problem, toolset, limits)
+    episode = Episode(task, problem, limits)
     shown = {name: new for name, new, _ in problem.functions}
     for call in calls:
         if episode.finished:
@@ -185,22 +183,19 @@ class ChatFormat:
         """A reply that holds the word "!call!", and `result`: shows what a chat template writes around calls."""
         return [{"role": "assistant", "content": "!call!"}, {"role": "user", "content": result}]
 
-    def prompt(self, task: Task, problem: Problem, toolset: str | None = None) -> list[Message]:
+    def prompt(self, task: Task, problem: Problem) -> list[Message]:
         """The prompt x_i: everything static first (a prefix cache serves it to all problems), the problem last."""
-        tools = type(task.start(problem, toolset))
-        name = next(name for name, kind in task.toolsets.items() if kind is tools)
-        question = without_roles(problem.question)  # of a file, perhaps
-        static = _static_prompt(self, task, name, problem.functions)
-        return [{"role": "user", "content": f"{static}\n\nProblem: {question}"}]
+        static = _static_prompt(self, task, problem.toolset, problem.functions)
+        return [{"role": "user", "content": f"{static}\n\nProblem: {without_roles(problem.question)}"}]
 
 
 @cache
-def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str, functions: Functions) -> str:
-    """Instruction, functions and worked example: the same for all problems of `task` with the same `functions`."""
+def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str | None, functions: Functions) -> str:
+    """Instruction, functions and worked example: the same for all problems of `task` with the same functions."""
     shown = task.example()
-    example = replace(shown, details=shown.details | {"functions": functions})
-    tools = task.toolsets[toolset].shown_as(functions)
-    steps = run_calls(task, example, task.gold_calls(example, toolset=toolset), toolset).steps
+    example = replace(shown, details=shown.details | {"toolset": toolset, "functions": functions})
+    tools = Episode(task, example).tools
+    steps = run_calls(task, example, task.gold_calls(example)).steps
     listed = [tools.help()] if chat_format.schemas(tools) is None else []
     lines = [line for step in steps for line in (chat_format.written(tools, step.call), step.result)]
     question = f"Example problem: {without_roles(example.question)}"

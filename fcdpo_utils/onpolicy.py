@@ -47,7 +47,7 @@ def warm_up(
     folder.mkdir(parents=True, exist_ok=True)
     ids = {problem.id for problem in problems}
     data = build_preferences(pair for pair in chains if pair[1].problem_id in ids)
-    train_student(folder, data, prompts_of(problems, own), own, engine, progress)
+    train_student(folder, data, prompts_of(problems), own, engine, progress)
     drop_checkpoints(folder)
     return folder / "adapter"
 
@@ -69,7 +69,7 @@ def preference_data(problems: Sequence[Problem], teacher: Chains, own: Chains, s
             right[chain.problem_id] |= {step.result for step in chain.steps}
     marked = []  # with the place of the first wrong call
     for name, chain in kept:
-        known = by_id[chain.problem_id], chain, right[chain.problem_id], settings
+        known = by_id[chain.problem_id], chain, right[chain.problem_id]
         marked.append((name, chain, None if getattr(chain, label) else first_wrong(*known)))
     if options.rejected == "first_wrong":
         return build_preferences(((name, _up_to(chain, place)) for name, chain, place in marked), options.label)
@@ -90,14 +90,14 @@ def _up_to(chain: Chain, place: int | None) -> Chain:
     return chain if place is None else replace(chain, steps=chain.steps[: place + 1])
 
 
-def first_wrong(problem: Problem, chain: Chain, right: Iterable[str], settings: Settings) -> int | None:
+def first_wrong(problem: Problem, chain: Chain, right: Iterable[str]) -> int | None:
     """The place of the first call that is rejected, answers wrongly, or leads away; None where none is seen to.
 
     `right`: the results on correct chains of the problem. A call whose result is on none of them leads away, unless
     the task's functions accept right steps only.
     """
     task = TASKS[problem.task]
-    episode = Episode(task, problem, settings.tasks[problem.task].toolset)
+    episode = Episode(task, problem)
     for place, step in enumerate(chain.steps):
         result, answer = episode.step(step.call), episode.state.answer
         wrong = answer is not None and not task.is_correct(problem, answer)

@@ -114,7 +114,7 @@ def solve(
 ) -> None:
     """One chain: the model writes a call, the functions answer, until the episode ends or the context is full."""
     chat, ends = sampling.chat_format, turn_ends(tokenizer)
-    messages = chat.prompt(episode.task, episode.problem, episode.toolset)
+    messages = chat.prompt(episode.task, episode.problem)
     while not episode.finished:
         text = render(tokenizer, messages, generate=True, tools=chat.schemas(episode.tools))
         ids = encode_text(tokenizer, text)

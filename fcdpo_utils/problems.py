@@ -37,6 +37,11 @@ class Problem:
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def toolset(self) -> str | None:
+        """The name of the toolset that it is solved with, None being the task's default."""
+        return self.details.get("toolset")
+
+    @property
     def functions(self) -> Functions:
         """How the functions are shown, where that was drawn for this problem; else ()."""
         return tuple(map(tuple, self.details.get("functions", ())))
@@ -75,14 +80,14 @@ class Task(ABC):
     def example(self) -> Problem:
         """The fixed problem of the worked example in every prompt; in no split."""
 
-    def start(self, problem: Problem, toolset: str | None = None) -> Toolset:
+    def start(self, problem: Problem) -> Toolset:
         """A fresh chain state for `problem`."""
-        state = self.toolset(toolset)()
+        state = self.toolset(problem.toolset)()
         state.question = problem.question
         return state
 
     @abstractmethod
-    def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
+    def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         """Calls that solve `problem` soundly; `rng` picks among natural orders, None is the canonical one."""
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:

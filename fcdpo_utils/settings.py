@@ -6,7 +6,7 @@ Every setting that a notebook uses comes from here; unknown names and wrong type
 import os
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fcdpo_utils.fingerprint import ROOT
 
@@ -33,16 +33,22 @@ ModelSource = Annotated[str, AfterValidator(lambda name: str(ROOT / name) if (RO
 
 
 Naming = Literal["fixed", "natural", "invented", "mixed"]
+Toolsets = Annotated[tuple[str, ...], BeforeValidator(lambda name: (name,) if isinstance(name, str) else name or ())]
 
 
-class TaskSettings(SettingsGroup):
+class FunctionSettings(SettingsGroup):
+    """Which functions each problem offers, and under which names."""
+
+    toolset: Toolsets = Field(default=(), description="a name, or several for problems in turn; () is the default one")
+    naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
+
+
+class TaskSettings(FunctionSettings):
     """How many problems of one task, and of which kind."""
 
     train: int = Field(ge=0, description="training problems")
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
-    toolset: str | None = Field(default=None, description="None is the task's default toolset")
-    naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
     path: File | None = Field(default=None, description="of gsm8k and folio: a JSONL file; relative to the checkout")
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")
     file: File | None = Field(default=None, description="of an own task: the Python file that defines it")

@@ -23,11 +23,10 @@ class SampleRequest:
     task: Task
     problem: Problem
     number: int
-    toolset: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def episode(self) -> Episode:
-        return Episode(self.task, self.problem, self.toolset, self.limits)
+        return Episode(self.task, self.problem, self.limits)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def smoke_data_in(folder: Path) -> SmokeData:
     train, chains = [problem for problem in problems if problem.split == "train"], folder / "chains.jsonl"
     make_chains(chains, train, settings, build_teacher, silent(""))
     preferences = build_preferences(load_chains(chains))
-    return SmokeData(tuple(problems), chains, preferences, prompts_of(train, settings))
+    return SmokeData(tuple(problems), chains, preferences, prompts_of(train))
 
 
 @st.composite

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toolsets import using
 
 from fcdpo_utils.arithmetic import (
     LEVELS,
@@ -35,7 +36,7 @@ TOOLSETS = list(TASK.toolsets)
 
 
 def run(problem: Problem, calls: list[str], toolset: str) -> tuple[Toolset, list[ToolResult]]:
-    state = TASK.start(problem, toolset)
+    state = TASK.start(using(toolset, problem))
     return state, [state.call(call) for call in calls]
 
 
@@ -199,7 +200,7 @@ def test_an_answer_that_was_not_computed_does_not_follow(calls: list[str]) -> No
 
 def test_an_unknown_toolset_is_one_line() -> None:
     with pytest.raises(ValueError, match="arithmetic: toolset must be one of steps, expression, got 'words'"):
-        TASK.start(PROBLEMS[0], "words")
+        TASK.start(using("words", PROBLEMS[0]))
 
 
 # What a story is
@@ -321,7 +322,7 @@ def test_calls_of_both_toolsets() -> None:
     problem = Problem("x", "arithmetic", "train", 2, "?", "12", "x", {"steps": steps})
     assert TASK.gold_calls(problem) == ["Divide(4, 3)", 'Multiply("4/3", 9)', "Answer(12)", "Stop()"]
     expected = ['Calculate("4 / 3")', 'Calculate("(4/3) * 9")', "Answer(12)", "Stop()"]
-    assert TASK.gold_calls(problem, toolset="expression") == expected
+    assert TASK.gold_calls(using("expression", problem)) == expected
 
 
 @pytest.mark.parametrize("toolset", TOOLSETS)
@@ -329,7 +330,8 @@ def test_calls_of_both_toolsets() -> None:
 def test_every_gold_chain_is_sound(schema: str, toolset: str) -> None:
     problems = [problem for problem in PROBLEMS if problem.details["schema"] == schema]
     for problem, rng in product(problems, (None, random.Random(1))):
-        assert run_calls(TASK, problem, TASK.gold_calls(problem, rng, toolset), toolset).sound, problem
+        problem = using(toolset, problem)
+        assert run_calls(TASK, problem, TASK.gold_calls(problem, rng)).sound, problem
 
 
 @settings(max_examples=50)
@@ -357,7 +359,8 @@ def swapped(call: str) -> str:
 def test_a_mistaken_chain_runs_and_mostly_ends_wrong(name: str, toolset: str) -> None:
     rng, outcomes = random.Random(0), Counter()
     for problem in PROBLEMS:
-        gold = TASK.gold_calls(problem, rng, toolset)
+        problem = using(toolset, problem)
+        gold = TASK.gold_calls(problem, rng)
         calls = TASK.mistakes[name](problem, gold, rng)
         if calls is None:
             outcomes["not applicable"] += 1

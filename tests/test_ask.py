@@ -13,7 +13,7 @@ from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.pipeline import ask as ask_module
 from fcdpo_utils.pipeline.ask import ask, ask_run, problem_of
 from fcdpo_utils.pipeline.cli import main
-from fcdpo_utils.problems import TASKS
+from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.teacher import OnSample, Sample, SampleRequest
 
@@ -38,9 +38,13 @@ class Says:
         on_sample(Sample(request.problem, request.number, "test", episode.chain()))
 
 
+def asked(task: str, question: str = EGGS) -> Problem:
+    return problem_of(TASKS[task], question)
+
+
 def test_calls_and_results_appear_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[str] = []
-    chain = ask(Says(RIGHT, lambda: seen.append(capsys.readouterr().out)), TASKS["arithmetic"], EGGS)
+    chain = ask(Says(RIGHT, lambda: seen.append(capsys.readouterr().out)), asked("arithmetic"))
     assert [line.split() for line in seen[1:]] == [
         ["Multiply(3,", "12)", "->", "36"],
         ["Subtract(36,", "5)", "->", "31"],
@@ -61,19 +65,19 @@ def test_calls_and_results_appear_one_by_one(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_the_last_line_says_what_came_out(calls: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ask(Says(calls), TASKS["arithmetic"], EGGS)
+    ask(Says(calls), asked("arithmetic"))
     assert capsys.readouterr().out.splitlines()[-1] == line
 
 
 def test_rejected_calls_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    ask(Says(["Divide(3, 0)", *RIGHT]), TASKS["arithmetic"], EGGS, limits=Limits(errors=2))
+    ask(Says(["Divide(3, 0)", *RIGHT]), asked("arithmetic"), Limits(errors=2))
     lines = capsys.readouterr().out.splitlines()
     assert [line[0] for line in lines] == ["!", " ", " ", " ", " ", "a"]
 
 
 def test_logic_is_asked_in_formulas_and_put_in_english(capsys: pytest.CaptureFixture[str]) -> None:
     said = Says(['Fact("big(Lisa)")', 'Rule("big(x) -> guard(x)")', 'Apply("R1", "F1")', 'Query("guard(Lisa)")', 'Conclude("True")', "Stop()"])  # fmt: skip  # noqa: E501
-    ask(said, TASKS["fol"], "big(Lisa); big(x) -> guard(x); guard(Lisa)")
+    ask(said, asked("fol", "big(Lisa); big(x) -> guard(x); guard(Lisa)"))
     assert capsys.readouterr().out.splitlines()[-1] == "answer: True, which follows from the calls"
     question = said.asked.problem.question
     assert question.startswith("Lisa is big. ") and question.endswith(" Statement: Lisa is a guard.")
@@ -131,6 +135,14 @@ def test_the_command_asks_as_the_function_does(run: Path, loaded: list, capfd: p
     assert main(["ask", str(run), "--task", "arithmetic", EGGS, "--temperature", "0.5"]) == 0
     assert loaded == [("embedded", run / "adapter", 0.5, 0)]
     assert capfd.readouterr().out.splitlines()[-1] == "answer: 31, which follows from the calls"
+
+
+def test_a_run_is_asked_with_its_first_toolset(run: Path, loaded: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        ask_module, "LocalTeacher", lambda *_: Says(['Calculate("3 * 12 - 5")', "Answer(31)", "Stop()"])
+    )
+    assert ask_run(run, "arithmetic", EGGS, set=["tasks.arithmetic.toolset=[expression, steps]"]).answer == "31"
+    assert ask_run(run, "arithmetic", EGGS).steps[0].error == "unknown_function"
 
 
 @pytest.mark.parametrize(

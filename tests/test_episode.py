@@ -10,6 +10,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toolsets import using
 
 from fcdpo_utils.arithmetic import Arithmetic
 from fcdpo_utils.calls import MAX_CALL_CHARACTERS
@@ -133,7 +134,7 @@ QUESTIONS = {
 
 def labels_of(question: str, answer: str, calls: list[str], task: Task = ARITHMETIC, toolset: str | None = None) -> str:
     """The strongest label of the chain."""
-    chain = run_calls(task, Problem("q", task.name, "test", 1, question, answer, "c", {}), calls, toolset)
+    chain = run_calls(task, Problem("q", task.name, "test", 1, question, answer, "c", {"toolset": toolset}), calls)
     assert not (chain.sound and chain.recovered)
     return next((label for label in ("sound", "recovered", "solved") if getattr(chain, label)), "none")
 
@@ -361,8 +362,8 @@ def test_that_template_does_refuse_two_turns_of_one_role() -> None:
 
 
 def all_prompts(task: Task, toolset: str | None, levels: tuple[int, ...]) -> list[tuple[Problem, str]]:
-    problems = task.generate(12, "train", seed=1, levels=levels)
-    return [(problem, prompt(task, problem, toolset)[0]["content"]) for problem in problems]
+    problems = [using(toolset, problem) for problem in task.generate(12, "train", seed=1, levels=levels)]
+    return [(problem, prompt(task, problem)[0]["content"]) for problem in problems]
 
 
 PROMPTED = [(FOL, None, (1, 2, 3)), (FOL, None, (5,)), (ARITHMETIC, None, (2, 3, 4, 5))]
@@ -390,8 +391,8 @@ def test_a_prompt_is_one_user_message() -> None:
     [pytest.param(task, name, id=f"{task.name}-{name}") for task in (FOL, ARITHMETIC) for name in task.toolsets],
 )
 def test_a_prompt_holds_instruction_help_and_a_worked_example_with_its_results(task: Task, toolset: str) -> None:
-    text = prompt(task, task.example(), toolset)[0]["content"]
-    example = run_calls(task, task.example(), task.gold_calls(task.example(), toolset=toolset), toolset)
+    problem = using(toolset, task.example())
+    text, example = prompt(task, problem)[0]["content"], run_calls(task, problem, task.gold_calls(problem))
     assert example.sound
     assert text.startswith(task.instruction)
     assert task.toolsets[toolset].help() in text
@@ -407,7 +408,7 @@ def test_no_role_marker_of_a_question_enters_the_prompt(marker: str) -> None:
 
 
 def test_each_toolset_has_its_own_prompt() -> None:
-    texts = {prompt(FOL, FOL.example(), name)[0]["content"] for name in FOL.toolsets}
+    texts = {prompt(FOL, using(name, FOL.example()))[0]["content"] for name in FOL.toolsets}
     assert len(texts) == len(FOL.toolsets)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toolsets import using
 
 from fcdpo_utils.episode import Chain, Episode, Limits, run_calls
 from fcdpo_utils.problems import Problem
@@ -227,7 +228,7 @@ def test_the_example_is_in_no_split_and_its_label_is_proved() -> None:
 
 def test_the_premises_of_a_problem_are_parsed_once_for_all_its_chains() -> None:
     problem = puzzle("kind(Onceonly)", "kind(x) -> rich(x)", goal="rich(Onceonly)")
-    first, second = TASK.start(problem, "deduction"), TASK.start(problem, "decide")
+    first, second = TASK.start(using("deduction", problem)), TASK.start(using("decide", problem))
     assert all(one is other for one, other in zip(first.premises, second.premises, strict=True))
     assert first.goal is second.goal
 
@@ -240,7 +241,8 @@ def test_the_premises_of_a_problem_are_parsed_once_for_all_its_chains() -> None:
 def test_every_gold_chain_is_sound(levels: tuple[int, ...], toolset: str, order: str) -> None:
     for problem in [*problems("train", levels), *problems("test", levels)]:
         rng = random.Random(problem.id) if order == "shuffled" else None
-        chain = run_calls(TASK, problem, TASK.gold_calls(problem, rng, toolset), toolset)
+        problem = using(toolset, problem)
+        chain = run_calls(TASK, problem, TASK.gold_calls(problem, rng))
         assert chain.sound, (problem, chain)
 
 
@@ -250,9 +252,9 @@ def test_every_gold_chain_of_new_words_is_sound() -> None:
 
 
 def test_the_worked_example_is_solved_soundly_by_every_toolset() -> None:
-    example = TASK.example()
     for toolset in TASK.toolsets:
-        assert run_calls(TASK, example, TASK.gold_calls(example, toolset=toolset), toolset).sound
+        example = using(toolset, TASK.example())
+        assert run_calls(TASK, example, TASK.gold_calls(example)).sound
 
 
 def test_the_canonical_gold_chain_is_always_the_same() -> None:
@@ -262,11 +264,8 @@ def test_the_canonical_gold_chain_is_always_the_same() -> None:
 @pytest.mark.parametrize("toolset", TASK.toolsets)
 def test_another_order_of_a_gold_chain_is_found_where_there_is_one(toolset: str) -> None:
     different = [
-        any(
-            TASK.gold_calls(problem, random.Random(seed), toolset) != TASK.gold_calls(problem, None, toolset)
-            for seed in range(6)
-        )
-        for problem in problems(count=30)
+        any(TASK.gold_calls(problem, random.Random(seed)) != TASK.gold_calls(problem) for seed in range(6))
+        for problem in (using(toolset, problem) for problem in problems(count=30))
     ]
     assert sum(different) >= 5
 
@@ -305,10 +304,11 @@ def test_a_mistake_that_leaves_a_chain_sound_left_the_proof_in_what_was_recorded
     """Premises that the goal does not need may be replaced by others: then what is left still proves the answer."""
     applied = 0
     for problem in problems():
-        calls = TASK.mistakes[name](problem, TASK.gold_calls(problem, None, "decide"), random.Random(problem.id))
+        problem = using("decide", problem)
+        calls = TASK.mistakes[name](problem, TASK.gold_calls(problem), random.Random(problem.id))
         if calls is not None:
             applied += 1
-            if run_calls(TASK, problem, calls, "decide").sound:
+            if run_calls(TASK, problem, calls).sound:
                 recorded = [parse_formula(call[9:-2]) for call in calls if call.startswith("Premise")]
                 assert decide(recorded, parse_formula(problem.details["goal"])) == problem.answer != "Unknown"
     assert applied >= 20
@@ -340,7 +340,7 @@ ALL_RECORDED = (
 
 
 def state_after(*calls: str, toolset: str = "deduction") -> FolTools:
-    state = TASK.start(PUZZLE, toolset)
+    state = TASK.start(using(toolset, PUZZLE))
     for call in calls:
         assert state.call(call).error is None, call
     return state
@@ -457,7 +457,7 @@ def test_unknown_is_only_solved_when_the_last_application_is_left_out(levels: tu
 @pytest.mark.parametrize("toolset", TASK.toolsets)
 def test_a_lucky_label_is_solved_but_not_sound(toolset: str) -> None:
     for problem in problems():
-        chain = run_calls(TASK, problem, [f'Conclude("{problem.answer}")', "Stop()"], toolset)
+        chain = run_calls(TASK, using(toolset, problem), [f'Conclude("{problem.answer}")', "Stop()"])
         assert chain.solved and not chain.sound
 
 
@@ -471,7 +471,7 @@ def decided(*calls: str, answer: str) -> Chain:
     """The chain of `calls` on a puzzle whose two premises decide rich(Tom) but not tall(Tom)."""
     goal = "tall(Tom)" if answer == "Unknown" else "rich(Tom)"
     problem = puzzle("kind(Tom)", "kind(x) -> rich(x)", "rich(x) -> old(x)", goal=goal, answer=answer)
-    return run_calls(TASK, problem, [*calls, f'Conclude("{answer}")', "Stop()"], "decide", Limits())
+    return run_calls(TASK, using("decide", problem), [*calls, f'Conclude("{answer}")', "Stop()"])
 
 
 KIND, RULE, DISTRACTOR = 'Premise("kind(Tom)")', 'Premise("kind(x) -> rich(x)")', 'Premise("rich(x) -> old(x)")'
@@ -553,7 +553,7 @@ def crowded(toolset: str) -> FolTools:
     """A puzzle about several people, all of it recorded."""
     stated = ("tall(Tom)", "kind(Ann)", "not old(Bob)")
     rules = ("tall(x) and kind(Ann) -> wise(x)", "rich(x) or not old(x) -> happy(x)")
-    state = TASK.start(puzzle(*stated, *rules, goal="wise(Tom)"), toolset)
+    state = TASK.start(using(toolset, puzzle(*stated, *rules, goal="wise(Tom)")))
     for text in (*stated, *rules):
         name = "Premise" if toolset == "decide" else "Rule" if text in rules else "Fact"
         assert state.call(f'{name}("{text}")').error is None

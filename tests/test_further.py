@@ -99,7 +99,7 @@ def test_the_same_functions_train_what_notebook_04_trains(further_run: Path, smo
     )
     start = prepare(further_run, settings, engine, lambda label: lambda *_: None)
     data = preference_data(start.problems, start.teachers, start.own, settings)
-    prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"), settings)
+    prompts = prompts_of(load_problems(smoke_run / "problems.jsonl", "train"))
     assert first.pop("fingerprint") == training_fingerprint(data, prompts, settings, engine, start.adapter)
     assert again.pop("fingerprint") and again == first and first["adapter"]  # the digest of the weights
     for name in ("own_chains.jsonl", f"warm_up/adapter/{ADAPTER_FILE}"):

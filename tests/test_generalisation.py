@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fcdpo_utils.lab.generalisation import answer_log_likelihoods, forgetting, ood_problems, ood_settings, plain_chats
+from fcdpo_utils.episode import run_calls
+from fcdpo_utils.lab.generalisation import answer_log_likelihoods, forgetting, ood_problems, plain_chats
 from fcdpo_utils.lab.settings import OODSettings, load_settings
 from fcdpo_utils.problems import TASKS
 from fcdpo_utils.tasks.making import make_problems
@@ -16,7 +17,7 @@ SETS = CPU.generalisation.sets
 
 @pytest.mark.parametrize("ood", SETS, ids=lambda ood: ood.name)
 def test_every_set_has_its_problems_and_none_that_was_trained(ood: OODSettings) -> None:
-    problems = ood_problems(ood, CPU.seed)
+    problems = ood_problems(ood, CPU)
     assert len(problems) == ood.test >= 100 and {problem.task for problem in problems} == {ood.task}
     if ood.task in CPU.tasks:
         trained = [p for p in make_problems(ood.task, CPU.tasks[ood.task], CPU.seed) if p.split == "train"]
@@ -25,10 +26,17 @@ def test_every_set_has_its_problems_and_none_that_was_trained(ood: OODSettings) 
 
 @pytest.mark.parametrize("ood", SETS, ids=lambda ood: ood.name)
 def test_gold_chains_of_a_set_fit_its_limits(ood: OODSettings) -> None:
-    own = ood_settings(ood, CPU)
-    task = TASKS[ood.task]
-    longest = max(len(task.gold_calls(p, toolset=ood.toolset)) for p in ood_problems(ood, CPU.seed))
-    assert longest < own.limits.calls and own.tasks[ood.task].toolset == ood.toolset
+    longest = max(len(TASKS[ood.task].gold_calls(problem)) for problem in ood_problems(ood, CPU))
+    assert longest < CPU.generalisation.calls
+
+
+def test_a_set_without_a_toolset_has_the_first_of_the_runs() -> None:
+    run = load_settings("cpu", ["tasks.arithmetic.toolset=[expression, steps]"])
+    toolsets = {ood.name: {problem.toolset for problem in ood_problems(ood, run)} for ood in SETS}
+    assert toolsets["arithmetic, invented names"] == {"expression"} and toolsets["ordering"] == {None}
+    assert toolsets["logic, other functions"] == {"decide"}
+    for problem in ood_problems(SETS[-1], run):  # names are drawn for the functions that it has
+        assert run_calls(TASKS["arithmetic"], problem, TASKS["arithmetic"].gold_calls(problem)).sound
 
 
 def test_likelihoods_are_means_over_the_answers_tokens(tiny_model, tokenizer) -> None:

@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 import pytest
+from toolsets import using
 
 from fcdpo_utils.episode import Limits, prompt, run_calls
 from fcdpo_utils.pipeline.cli import main
@@ -465,18 +466,18 @@ def test_every_real_row_that_converts_has_a_sound_chain_and_most_need_no_constan
 @pytest.mark.parametrize("toolset", list(TASK.toolsets))
 @pytest.mark.usefixtures("real_rows")
 def test_real_problems_are_sound_and_most_mistakes_end_wrong(toolset: str) -> None:
-    problems = TASK.generate(200, "test", 0, path=REAL_FILE)
+    problems = [using(toolset, problem) for problem in TASK.generate(200, "test", 0, path=REAL_FILE)]
     for problem in problems:
-        assert run_calls(TASK, problem, TASK.gold_calls(problem, toolset=toolset), toolset).sound
-    assert mistaken_share_wrong(problems, toolset) > 0.9
+        assert run_calls(TASK, problem, TASK.gold_calls(problem)).sound
+    assert mistaken_share_wrong(problems) > 0.9
 
 
-def mistaken_share_wrong(problems: list, toolset: str) -> float:
+def mistaken_share_wrong(problems: list) -> float:
     rng, wrong = random.Random(0), []
     for problem in problems:
         for mistake in TASK.mistakes.values():
-            calls = mistake(problem, TASK.gold_calls(problem, toolset=toolset), rng)
-            state = TASK.start(problem, toolset)
+            calls = mistake(problem, TASK.gold_calls(problem), rng)
+            state = TASK.start(problem)
             if calls is not None:
                 assert [call for call in calls if state.call(call).error] == []
                 wrong.append(not TASK.is_correct(problem, state.answer))

@@ -157,7 +157,7 @@ def _arguments(problem: Problem, call: str) -> dict | None:
 
 @needs_inspect
 def test_an_unknown_mode_is_one_line(exported: Path) -> None:
-    command = [PYTHON, "-c", "import fcdpo_tasks; fcdpo_tasks.held_out('fol', 'json', None)"]
+    command = [PYTHON, "-c", "import fcdpo_tasks; fcdpo_tasks.held_out('fol', 'json')"]
     done = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "ValueError: mode must be one of text, tools, got 'json'"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from itertools import chain
 
 import pytest
 from small import settings_of
 
+from fcdpo_utils.chains import keys_of
 from fcdpo_utils.episode import Episode, prompt, run_calls
 from fcdpo_utils.problems import TASKS, Problem
-from fcdpo_utils.tasks.making import make_problems, with_names
+from fcdpo_utils.settings import FunctionSettings
+from fcdpo_utils.tasks.making import make_problems, with_functions
 from fcdpo_utils.tasks.naming import WORDS, draw_names
 from fcdpo_utils.teacher import SampleRequest
 from fcdpo_utils.teachers.scripted import ScriptedTeacher
@@ -24,7 +27,8 @@ NAMINGS = ("natural", "invented")
 
 
 def drawn(task: str, toolset: str | None, naming: str, count: int = 6, split: str = "train") -> list[Problem]:
-    return with_names(TASKS[task].generate(count, split, 0, levels=(2, 3)), toolset, naming, 0)
+    options = FunctionSettings(toolset=toolset, naming=naming)
+    return with_functions(TASKS[task].generate(count, split, 0, levels=(2, 3)), options, 0)
 
 
 def names_of(problems: list[Problem]) -> set[str]:
@@ -35,11 +39,10 @@ def names_of(problems: list[Problem]) -> set[str]:
 @pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
 def test_a_gold_chain_is_sound_under_any_names_and_shows_no_other(task: str, toolset: str | None, naming: str) -> None:
     for problem in drawn(task, toolset, naming):
-        calls = TASKS[task].gold_calls(problem, toolset=toolset)
-        made = run_calls(TASKS[task], problem, calls, toolset)
+        made = run_calls(TASKS[task], problem, TASKS[task].gold_calls(problem))
         assert made.sound and {step.call.partition("(")[0] for step in made.steps} <= names_of([problem])
         real = TASKS[task].toolset(toolset).functions()
-        functions, _, example = prompt(TASKS[task], problem, toolset)[0]["content"].partition("\n\n")
+        functions, _, example = prompt(TASKS[task], problem)[0]["content"].partition("\n\n")
         for line in [*functions.split("\n")[2:], *example.split("\n")]:
             assert line.partition("(")[0] not in real
 
@@ -83,7 +86,7 @@ def test_a_function_goes_by_no_other_name_than_the_one_shown() -> None:
 
 
 def test_an_error_line_names_functions_as_they_are_shown() -> None:
-    (problem,) = with_names([TASKS["fol"].example()], None, "natural", 0)
+    (problem,) = with_functions([TASKS["fol"].example()], FunctionSettings(naming="natural"), 0)
     shown = {name: new for name, new, _ in problem.functions}
     step = Episode(TASKS["fol"], problem).step(f'{shown["Fact"]}("big(x) -> guard(x)")')
     assert step.result == f"Error: {shown['Fact']}: this is a rule; use {shown['Rule']}"
@@ -95,7 +98,7 @@ def test_a_teacher_makes_the_same_chains_under_other_names(task: str, toolset: s
     for problem in drawn(task, toolset, "invented"):
         plain = replace(problem, details={k: v for k, v in problem.details.items() if k != "functions"})
         for number in range(4):
-            named, usual = (teacher.sample(SampleRequest(TASKS[task], p, number, toolset)) for p in (problem, plain))
+            named, usual = (teacher.sample(SampleRequest(TASKS[task], p, number)) for p in (problem, plain))
             assert named.source == usual.source
             assert (named.chain.outcome, named.chain.sound) == (usual.chain.outcome, usual.chain.sound)
             assert [step.error for step in named.chain.steps] == [step.error for step in usual.chain.steps]
@@ -116,6 +119,48 @@ def test_a_setting_draws_names_for_training_problems_alone_and_they_survive_the_
     stored = Problem(**json.loads(json.dumps(vars(problems[0]))))
     assert stored.functions == problems[0].functions
     assert prompt(TASKS["arithmetic"], stored) == prompt(TASKS["arithmetic"], problems[0])
+
+
+MIX = ["tasks.arithmetic.toolset=[steps, expression]", "tasks.arithmetic.levels=[2, 3]", "tasks.arithmetic.train=40"]
+
+
+def test_several_toolsets_are_taken_in_turn_at_every_level_and_each_prompt_shows_its_own() -> None:
+    problems = make_problems("arithmetic", settings_of(*MIX).tasks["arithmetic"], 0)
+    turns = Counter((problem.split, problem.level, problem.toolset) for problem in problems)
+    assert len(turns) == 8
+    train = [problem.toolset for problem in problems if problem.split == "train"]
+    assert train.count("expression") == train.count(None) == 20
+    for problem in problems:
+        said = {line.partition("(")[0] for line in prompt(TASKS["arithmetic"], problem)[0]["content"].split("\n")}
+        assert ("Calculate" in said, "Sum" in said) == (problem.toolset == "expression", problem.toolset is None)
+
+
+@pytest.mark.parametrize("naming", ["fixed", "mixed"])
+def test_chains_of_several_toolsets_are_as_sound_as_those_of_one(naming: str) -> None:
+    settings = settings_of(*MIX, f"tasks.arithmetic.naming={naming}")
+    problems = [p for p in make_problems("arithmetic", settings.tasks["arithmetic"], 0) if p.split == "train"]
+    gold, wrong = ScriptedTeacher(error_rate=0.0), ScriptedTeacher(error_rate=1.0)
+    requests = [SampleRequest(TASKS["arithmetic"], problem, number) for problem in problems for number in range(4)]
+    assert all(gold.sample(request).chain.sound for request in requests)
+    unsound = [not wrong.sample(request).chain.sound for request in requests]
+    assert sum(unsound) > 0.75 * len(unsound)
+
+
+def test_a_chain_is_made_again_only_where_its_problem_got_another_toolset() -> None:
+    settings = settings_of(*MIX)
+    mixed, usual = (
+        make_problems("arithmetic", settings.tasks["arithmetic"].model_copy(update={"toolset": names}), 0)
+        for names in (("steps", "expression"), ("steps",))
+    )
+    keys, before = keys_of(mixed, settings), keys_of(usual, settings)
+    assert {p.id for p in mixed if keys[p.id] == before[p.id]} == {p.id for p in mixed if p.toolset is None}
+    assert usual == make_problems("arithmetic", settings_of(*MIX[1:]).tasks["arithmetic"], 0)
+
+
+def test_an_unknown_toolset_is_one_line_before_a_problem_is_stored() -> None:
+    settings = settings_of("tasks.arithmetic.toolset=[steps, words]").tasks["arithmetic"]
+    with pytest.raises(ValueError, match="^arithmetic: toolset must be one of steps, expression, got 'words'$"):
+        make_problems("arithmetic", settings, 0)
 
 
 def test_a_users_function_is_described_in_the_users_words_even_where_its_name_is_one_of_ours() -> None:

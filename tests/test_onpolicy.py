@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from small import SmokeData, settings_of, silent, smoke_data_in
+from toolsets import using
 from transformers import PreTrainedTokenizerBase
 
 from fcdpo_utils import engine, plain, store
@@ -61,7 +62,13 @@ WRONG = [
 @pytest.mark.parametrize(("calls", "place"), WRONG, ids=[" ".join(calls) for calls, _ in WRONG])
 def test_the_first_wrong_call_is_found(calls: list[str], place: int | None) -> None:
     right = {"Noted", *(step.result for step in chain_of(*GOLD).steps)}
-    assert first_wrong(PROBLEM, chain_of(*calls), right, SETTINGS) == place
+    assert first_wrong(PROBLEM, chain_of(*calls), right) == place
+
+
+def test_the_first_wrong_call_is_found_by_the_problems_own_functions() -> None:
+    problem = using("expression", PROBLEM)
+    chain = chain_of('Calculate("3 + 4")', 'Calculate("7 + 2")', "Answer(9)", "Stop()", problem=problem)
+    assert first_wrong(problem, chain, {"7", "14"}) == 1
 
 
 def test_in_a_proof_every_accepted_step_is_right_and_a_wrong_conclusion_is_not(smoke: SmokeData) -> None:
@@ -70,7 +77,7 @@ def test_in_a_proof_every_accepted_step_is_right_and_a_wrong_conclusion_is_not(s
     place = next(index for index, call in enumerate(gold) if call.startswith("Conclude"))
     other = next(label for label in ("True", "False") if label != problem.answer)
     wrong = run_calls(TASKS["fol"], problem, [*gold[:place], f'Conclude("{other}")', "Stop()"])
-    assert first_wrong(problem, wrong, set(), SETTINGS) == place
+    assert first_wrong(problem, wrong, set()) == place
 
 
 def test_rejected_chains_end_at_their_first_wrong_call_and_are_counted_once() -> None:

@@ -42,7 +42,7 @@ def test_every_level_and_toolset_of_a_profile_exists(name: str) -> None:
     for task, chosen in load_settings(name).tasks.items():
         if task in TASKS:
             TASKS[task].generate(len(chosen.levels), "train", 0, levels=chosen.levels)
-            assert chosen.toolset is None or chosen.toolset in TASKS[task].toolsets
+            assert {*chosen.toolset} <= TASKS[task].toolsets.keys()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -154,6 +154,7 @@ def test_an_unknown_or_missing_setting_is_named(override: str, line: str) -> Non
             "setting preferences.label: input should be 'sound', 'valid', 'solved' or 'shuffled', got 'lucky'",
         ),
         ("tasks.fol.levels=2", "setting tasks.fol.levels: input should be a valid tuple, got 2"),
+        ("tasks.fol.toolset=3", "setting tasks.fol.toolset: input should be a valid tuple, got 3"),
         ("training=3", "setting training: input should be a valid dictionary or instance of TrainingSettings, got 3"),
     ],
 )
@@ -182,6 +183,15 @@ def test_a_value_that_cannot_be_read_is_quoted(text: str) -> None:
 
 def test_only_the_first_of_several_errors_is_told() -> None:
     assert error_of("teacher.samples=0", "teacher.error_rate=2", "nope=1") == error_of("teacher.samples=0")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("expression", ("expression",)), ("[steps, expression]", ("steps", "expression")), ("", ())]
+)
+def test_a_toolset_is_one_name_or_several_or_none(text: str, names: tuple[str, ...]) -> None:
+    settings = load_settings("smoke", [f"tasks.arithmetic.toolset={text}"])
+    assert settings.tasks["arithmetic"].toolset == names
+    assert type(settings).validated(settings.model_dump(mode="json")) == settings  # as a record keeps them
 
 
 # The settings object

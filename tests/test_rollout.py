@@ -10,7 +10,8 @@ from fcdpo_utils.engine.decoding import DecodeEngine
 from fcdpo_utils.episode import Chain, Episode, Limits, prompt
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.problems import TASKS, Problem
-from fcdpo_utils.tasks.making import with_names
+from fcdpo_utils.settings import FunctionSettings
+from fcdpo_utils.tasks.making import with_functions
 from fcdpo_utils.tokens import render
 
 LIMITS = Limits(calls=4, errors=3)
@@ -28,7 +29,7 @@ def by_generate(
     model, tokenizer: PreTrainedTokenizerBase, episode: Episode, turn_tokens: int, family: Family = FAMILIES["smollm2"]
 ) -> Chain:
     """The definition: the library's greedy decoding of each turn, the whole chat passed again each time."""
-    messages = prompt(episode.task, episode.problem, episode.toolset)
+    messages = prompt(episode.task, episode.problem)
     text = render(tokenizer, messages, generate=True)
     ends = [tokenizer.convert_tokens_to_ids(family.end_of_turn), tokenizer.eos_token_id]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -87,14 +88,15 @@ def test_sampled_chains_do_not_depend_on_their_neighbours(
 def test_problems_whose_functions_go_by_drawn_names_advance_together(
     tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, sampling = with_names(problems(4), None, "natural", 0), Sampling(temperature=1.0, turn_tokens=6)
-    assert len({episode.tools for episode in episodes(chosen)}) == 4
+    options = FunctionSettings(naming="natural", toolset=["steps", "expression"])
+    chosen, sampling = with_functions(problems(6), options, 0), Sampling(temperature=1.0, turn_tokens=6)
+    assert len({episode.tools for episode in episodes(chosen)}) == 6
     alone = [rollout(tiny_model, tokenizer, episodes([problem]), sampling)[0] for problem in chosen]
     widths = []
     feed = DecodeEngine.feed
     monkeypatch.setattr(DecodeEngine, "feed", lambda self, rows: widths.append(len(rows)) or feed(self, rows))
     assert rollout(tiny_model, tokenizer, episodes(chosen), sampling) == alone
-    assert max(widths) == 4
+    assert max(widths) == 3  # of each toolset
 
 
 def test_samples_of_one_problem_differ_and_repeat_with_the_seed(

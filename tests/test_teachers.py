@@ -7,6 +7,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from toolsets import using
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils.arithmetic import Arithmetic
@@ -28,26 +29,25 @@ def sample_chains(
     task: Task,
     problems: list[Problem],
     each: int,
-    toolset: str | None = None,
     limits: Limits = Limits(),
 ) -> list[Sample]:
     """All chains of a teacher, `each` per problem."""
     made: list[Sample] = []
-    requests = [SampleRequest(task, problem, number, toolset, limits) for problem in problems for number in range(each)]
+    requests = [SampleRequest(task, problem, number, limits) for problem in problems for number in range(each)]
     teacher.run(requests, made.append)
     return made
 
 
 @cache
-def problems(task: Task, count: int = 24) -> list[Problem]:
-    return task.generate(count, "train", seed=4)
+def problems(task: Task, count: int = 24, toolset: str | None = None) -> list[Problem]:
+    return [using(toolset, problem) for problem in task.generate(count, "train", seed=4)]
 
 
 @cache
 def samples(
     teacher: ScriptedTeacher, task: Task, each: int = 8, count: int = 24, toolset: str | None = None
 ) -> list[Sample]:
-    return sample_chains(teacher, task, problems(task, count), each, toolset)
+    return sample_chains(teacher, task, problems(task, count, toolset), each)
 
 
 # The same again
@@ -121,8 +121,8 @@ def test_most_chains_with_a_mistake_are_not_sound(task: Task, toolset: str) -> N
 @pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
 @pytest.mark.parametrize("name", COMMON_MISTAKES)
 def test_a_common_mistake_applies_to_every_gold_chain(task: Task, toolset: str, name: str) -> None:
-    for problem in problems(task):
-        gold = task.gold_calls(problem, None, toolset)
+    for problem in problems(task, 24, toolset):
+        gold = task.gold_calls(problem)
         assert COMMON_MISTAKES[name](problem, list(gold), random.Random(problem.id)) not in (None, gold)
 
 
@@ -150,7 +150,7 @@ def test_a_chain_that_never_stops_is_named_and_ends_so() -> None:
 def test_a_label_is_what_running_the_calls_again_gives(task: Task, toolset: str) -> None:
     for sample in samples(ScriptedTeacher(error_rate=0.7, seed=1), task, 8, 24, toolset):
         calls = [step.call for step in sample.chain.steps]
-        assert run_calls(task, sample.problem, calls, toolset) == sample.chain
+        assert run_calls(task, sample.problem, calls) == sample.chain
 
 
 def test_a_mistake_without_consequences_leaves_a_chain_sound() -> None:

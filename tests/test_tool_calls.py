@@ -8,6 +8,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toolsets import using
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fcdpo_utils.engine.rollout import Chat, rollout
@@ -25,7 +26,7 @@ CALLS = [
     for task, levels in (("arithmetic", (2, 5)), ("fol", (2, 5)))
     for name in TASKS[task].toolsets
     for problem in TASKS[task].generate(8, "train", 0, levels=levels)
-    for call in TASKS[task].gold_calls(problem, toolset=name)
+    for call in TASKS[task].gold_calls(using(name, problem))
 ]
 ONE = '{"name": "Sum", "arguments": {"a": 1, "b": 2}}'
 # How chat templates have models write the call Sum(1, 2).

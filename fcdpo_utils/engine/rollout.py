@@ -6,11 +6,10 @@ depend on its neighbours (exactly so in fp32 up to ties; rounding in bf16 can ti
 """
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import groupby
 
 import torch
 from jinja2 import TemplateError
@@ -55,18 +54,18 @@ def rollout(
     Raises ChatError where the chat template knows no tool calls, ValueError where the model needs more than softmax
     attention in a sliding window.
     """
-    chat_of, rows = cache(partial(Chat, tokenizer, sampling.chat_format)), []
+    chat_of, rows, groups = cache(partial(Chat, tokenizer, sampling.chat_format)), [], defaultdict(list)
     for episode, sample in zip(episodes, samples or [0] * len(episodes), strict=True):
         stream = chain_stream(sampling.seed, episode.problem.id, sample)
         rows.append(_Chain(episode=episode, chat=chat_of(episode.tools), stream=stream, pending=[]))
+        groups[type(episode.state)].append(rows[-1])  # prompts that begin alike, up to names drawn for a problem
     inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), attention_in(inner, ATTENTION):
-            # prompts that begin alike, up to names drawn for a problem's functions
-            for _, group in groupby(rows, lambda row: type(row.episode.state)):
-                _run(inner, list(group), sampling, on_finished, admit)
+            for group in groups.values():
+                _run(inner, group, sampling, on_finished, admit)
     finally:
         model.train(was_training)
     return [row.episode.chain() for row in rows if row.episode.finished]
@@ -158,7 +157,7 @@ class Chat:
             raise ChatError(problem) from None
 
     def prompt_ids(self, episode: Episode) -> list[int]:
-        messages = self.chat_format.prompt(episode.task, episode.problem, episode.toolset)
+        messages = self.chat_format.prompt(episode.task, episode.problem)
         return encode_text(self.tokenizer, self._render(messages))
 
     def read(self, turn: list[int]) -> str:

@@ -85,7 +85,7 @@ def _run(
     own, folder = settings.changed(variant.change), run_dir / "ablations" / slug(variant.name)
     folder.mkdir(parents=True, exist_ok=True)
     data = preference_data(start.problems, start.teachers, start.own, own)
-    prompts = prompts_of(start.problems, own)
+    prompts = prompts_of(start.problems)
     training = train_student(folder, data, prompts, own, engine, progress, start.adapter)
     drop_checkpoints(folder)
     chains = _evaluated(folder / "chains.jsonl", own, folder / "adapter", run_dir, progress)

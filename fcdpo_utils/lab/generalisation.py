@@ -18,28 +18,22 @@ from fcdpo_utils.evaluation import mcnemar
 from fcdpo_utils.lab.settings import OODSettings, RunSettings
 from fcdpo_utils.loss import sequence_log_prob
 from fcdpo_utils.problems import TASKS, Problem
-from fcdpo_utils.settings import Settings, TaskSettings
-from fcdpo_utils.tasks.making import with_names
+from fcdpo_utils.tasks.making import with_functions
 from fcdpo_utils.tokens import Message, encode_chat
 
 
-def ood_problems(ood: OODSettings, seed: int) -> list[Problem]:
+def ood_problems(ood: OODSettings, settings: RunSettings) -> list[Problem]:
     """The problems of one out-of-distribution set; the same arguments give the same problems."""
-    problems = TASKS[ood.task].generate(ood.test, ood.split, seed, levels=ood.levels)
-    return with_names(problems, ood.toolset, ood.naming, seed)
-
-
-def ood_settings(ood: OODSettings, settings: RunSettings) -> Settings:
-    """The run's settings with the toolset of the set, by default that of the run, and room for long chains."""
-    toolset = ood.toolset or (settings.tasks[ood.task].toolset if ood.task in settings.tasks else None)
-    task = TaskSettings(train=0, test=ood.test, levels=ood.levels, toolset=toolset)
-    limits = settings.limits.model_copy(update={"calls": settings.generalisation.calls})
-    return settings.model_copy(update={"tasks": {ood.task: task}, "limits": limits})
+    problems = TASKS[ood.task].generate(ood.test, ood.split, settings.seed, levels=ood.levels)
+    if not ood.toolset and ood.task in settings.tasks:
+        ood = ood.model_copy(update={"toolset": settings.tasks[ood.task].toolset[:1]})
+    return with_functions(problems, ood, settings.seed)
 
 
 def ood_evaluation(ood: OODSettings, settings: RunSettings, path: Path, adapter: Path | None) -> Evaluation:
-    """Greedy chains of a student on a set, kept in `path`; `adapter` is where its weights come from."""
-    return Evaluation(ood_problems(ood, settings.seed), ood_settings(ood, settings), path, engine, adapter)
+    """Greedy chains of a student on a set, with room for long ones; `adapter` is where its weights come from."""
+    own = settings.changed([f"limits.calls={settings.generalisation.calls}"])
+    return Evaluation(ood_problems(ood, settings), own, path, engine, adapter)
 
 
 def plain_chats() -> list[list[Message]]:

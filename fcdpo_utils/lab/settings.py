@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fcdpo_utils.lab.grid import slug
 from fcdpo_utils.problems import TASKS
-from fcdpo_utils.settings import Naming, Settings, SettingsError, SettingsGroup
+from fcdpo_utils.settings import FunctionSettings, Settings, SettingsError, SettingsGroup
 from fcdpo_utils.tasks import own
 from fcdpo_utils.tasks.rows import RowTask
 
@@ -52,16 +52,14 @@ class VariantSettings(SettingsGroup):
         return found
 
 
-class OODSettings(SettingsGroup):
-    """One out-of-distribution set: problems outside what was trained on."""
+class OODSettings(FunctionSettings):
+    """One out-of-distribution set: problems outside what was trained on; without a toolset, the run's first one."""
 
     name: str
     task: str = Field(description="any but gsm8k and folio")
     split: Literal["test", "ood_words", "ood_depth"] = "test"
     levels: tuple[int, ...]
     test: int = Field(default=100, ge=1, description="problems")
-    toolset: str | None = None
-    naming: Naming = "fixed"
 
 
 _SETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

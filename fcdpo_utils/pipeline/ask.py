@@ -39,15 +39,15 @@ class _Question(SampleRequest):
         return self.shown
 
 
-def ask(model: Teacher, task: Task, question: str, toolset: str | None = None, limits: Limits = Limits()) -> Chain:
+def ask(model: Teacher, problem: Problem, limits: Limits = Limits()) -> Chain:
     """Let `model` answer: each call is printed as it comes (`!`: rejected), then the answer. Returns the chain.
 
     Nobody knows what is right here: of its labels only the printed one counts, whether the answer follows. Raises
-    ValueError for a question that `task` cannot read, `TeacherError` where the model cannot be asked.
+    `TeacherError` where the model cannot be asked.
     """
-    problem, made = problem_of(task, question), list[Sample]()
-    shown = _Shown(task, problem, toolset, limits)
-    model.run([_Question(task, problem, 0, toolset, limits, shown=shown)], made.append)
+    task, made = TASKS[problem.task], list[Sample]()
+    shown = _Shown(task, problem, limits)
+    model.run([_Question(task, problem, 0, limits, shown=shown)], made.append)
     chain, stopped = made[0].chain, "" if shown.state.stopped else f" ({made[0].chain.outcome})"
     follows = chain.answer is not None and shown.state.answer_follows() and shown.is_grounded()
     how = "which follows from the calls" if follows else "which does not follow from the calls"
@@ -55,8 +55,8 @@ def ask(model: Teacher, task: Task, question: str, toolset: str | None = None, l
     return chain
 
 
-def problem_of(task: Task, question: str) -> Problem:
-    """A question as a problem without an answer. Logic is asked in formulas, premises and then the statement."""
+def problem_of(task: Task, question: str, toolset: str | None = None) -> Problem:
+    """A question without an answer, for logic in formulas. Raises ValueError for one that `task` cannot read."""
     details = {}
     if task.name == "fol":
         *premises, goal = (part.strip() for part in question.split(";"))
@@ -68,7 +68,7 @@ def problem_of(task: Task, question: str) -> Problem:
         question, details = " ".join([*told, f"Statement: {last}"]), {"premises": premises, "goal": goal}
     if isinstance(task, FOLIO):
         raise ValueError(f"{task.name}: its problems cannot be read from text; ask another task")
-    return Problem("question", task.name, "asked", 1, question, "", "", details)
+    return Problem("question", task.name, "asked", 1, question, "", "", details | {"toolset": toolset})
 
 
 def ask_run(
@@ -91,5 +91,5 @@ def ask_run(
         adapter = None if untouched else store.require(run / "adapter" / "adapter_config.json", "04").parent
         sampling = Sampling(temperature, settings.evaluation.turn_tokens, 1, settings.seed)
         model = LocalTeacher(*load_student(settings.student, adapter), sampling)
-    toolset = settings.tasks[task].toolset if task in settings.tasks else None
-    return ask(model, TASKS[task], question, toolset, settings.limits)
+    toolset = settings.tasks[task].toolset[:1] if task in settings.tasks else ()
+    return ask(model, problem_of(TASKS[task], question, *toolset), settings.limits)

@@ -4,6 +4,7 @@ Tokens are those of the embedded student's tokenizer; another model's may be a f
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fcdpo_utils import store
 from fcdpo_utils.episode import prompt, run_calls
 from fcdpo_utils.fingerprint import ROOT
 from fcdpo_utils.lab.settings import load_settings
-from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.problems import TASKS, Problem, Task
 from fcdpo_utils.students import embedded_student
 from fcdpo_utils.tasks import own
 from fcdpo_utils.tasks.making import make_problems
@@ -34,9 +35,10 @@ def check_task(file: Path, what: str = "check") -> bool:
     for task in own.load(str(file.absolute())):
         problems, of_rows = task.read()
         faults = [*task.faults()] or of_rows  # a faulty example or function spoils every row
-        asked = prompt(task, (problems or [task.example()])[0])
+        shown = (problems or [task.example()])[0]
         train, gold = sum(p.split == "train" for p in problems), sum(bool(p.details) for p in problems)
-        print(f"{asked[0]['content']}\n\nThat prompt has {_measured(task.name, asked)[0]} tokens (embedded student's).")
+        (asked,), (tokens, *_) = prompt(task, shown), _measured(task, shown)
+        print(f"{asked['content']}\n\nThat prompt has {tokens} tokens (embedded student's).")
         print(f"{task.name}: {len(problems)} problems, {train} train, {len(problems) - train} test, {gold} with calls")
         print(*faults, f"{len(faults) or 'no'} faults", sep="\n")
         wrong = wrong or bool(faults)
@@ -55,7 +57,7 @@ def plan(profile: str = "cpu", set: Sequence[str] | str = (), run_dir: Path | No
     print(f"{'task':14}{'prompts':>8}{'chains':>9}{'tokens of a prompt':>20}{'read':>14}{'written':>12}")
     for name, task in settings.tasks.items():
         problems = make_problems(name, task.model_copy(update={"test": 0}), settings.seed)
-        counts = [_measured(name, prompt(TASKS[name], p, task.toolset), p, task.toolset) for p in problems[:LOOKED_AT]]
+        counts = [_measured(TASKS[name], p) for p in problems[:LOOKED_AT]]
         size, *each = (sum(column) / len(counts) for column in zip(*counts or [(0, 0, 0)], strict=True))
         made = [len(problems) * k * tokens for tokens in each]
         read, written = read + made[0], written + made[1]
@@ -72,16 +74,13 @@ def plan(profile: str = "cpu", set: Sequence[str] | str = (), run_dir: Path | No
         print(f"{share:4.0%} of chains sound{' so far' * bool(sound)}: {mixed:.0f} of {prompts} prompts mixed, at best")
 
 
-def _measured(
-    name: str, asked: list, problem: Problem | None = None, toolset: str | None = None
-) -> tuple[int, int, int]:
+def _measured(task: Task, problem: Problem) -> tuple[int, int, int]:
     """Tokens of a prompt, and those that a model reads (the chat again for each call) and writes for one chain."""
-    task = TASKS[name]
     try:
-        calls = task.gold_calls(problem or task.example(), None, toolset)
+        calls = task.gold_calls(problem)
     except ValueError:  # it has none
-        calls = task.gold_calls(task.example(), None, toolset)
-    chain = run_calls(task, problem or task.example(), calls, toolset)
-    tokens = encode_chat(_tokenizer(), asked + chain.messages())
+        calls = task.gold_calls(replace(task.example(), details=problem.details | task.example().details))
+    chain = run_calls(task, problem, calls)
+    tokens = encode_chat(_tokenizer(), prompt(task, problem) + chain.messages())
     turns = [i for i, policy in enumerate(tokens.policy) if policy and not tokens.policy[i - 1]]
     return tokens.prompt_length, sum(turns), sum(tokens.policy)

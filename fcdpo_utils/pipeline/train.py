@@ -30,7 +30,7 @@ def train(profile: str = "cpu", set: Sequence[str] = (), run_dir: Path | None = 
     distributed_state(timeout=timedelta(hours=6))
     settings, folder = load_settings(profile, set), run_dir or ROOT / "outputs" / Path(profile).stem
     store.require(folder / "groups.jsonl", "03")
-    prompts = prompts_of(load_problems(folder / "problems.jsonl", "train"), settings)
+    prompts = prompts_of(load_problems(folder / "problems.jsonl", "train"))
     progress = partial(partial, _print_progress)
     start = prepare(folder, settings, engine, progress)
     data = preference_data(start.problems, start.teachers, start.own, settings)

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from fcdpo_utils.arithmetic import OPERATIONS, Arithmetic, NumberTools, Step, compute, render_calls
 from fcdpo_utils.numbers import format_number, parse_number
-from fcdpo_utils.problems import Mistake, Problem
+from fcdpo_utils.problems import TASKS, Mistake, Problem
 from fcdpo_utils.tools import ToolError
 
 Link = tuple[str, Fraction | int, Fraction | int]  # a step whose int operand is the index of an earlier step
@@ -20,7 +20,7 @@ _QUESTION_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?", re.ASCII)
 def _read(problem: Problem, calls: list[str]) -> tuple[list[Link], type[NumberTools]]:
     """Links and toolset of a problem's gold calls; an operand equal to an earlier result refers to it."""
     links, results = [], []
-    tools = next(tools for tools in Arithmetic.toolsets.values() if calls[0].partition("(")[0] in tools.functions())
+    tools = TASKS[problem.task].toolset(problem.toolset)
     for (function, a, b), call in zip(problem.details["steps"], calls, strict=False):
         values = list(map(parse_number, (b, a) if call == tools.write(function, b, a) else (a, b)))
         links.append((function, *(len(results) - 1 - results[::-1].index(v) if v in results else v for v in values)))

@@ -57,15 +57,15 @@ class ScriptedTeacher:
 
     def sample(self, request: SampleRequest) -> Sample:
         """One chain; the same request gives the same chain."""
-        task, problem, number, toolset = request.task, request.problem, request.number, request.toolset
+        task, problem, number = request.task, request.problem, request.number
         rng = random.Random(f"teacher/{self.seed}/{problem.id}/{number}")
         phase = random.Random(f"phase/{self.seed}/{problem.id}").random()
         if int((number + 1) * self.error_rate + phase) > int(number * self.error_rate + phase):
-            source, calls = _with_mistake(task, problem, task.gold_calls(problem, None, toolset), rng)
+            source, calls = _with_mistake(task, problem, task.gold_calls(problem), rng)
         else:
             varied = number > 0 and rng.random() < self.variation
-            source, calls = "gold", task.gold_calls(problem, rng if varied else None, toolset)
-        return Sample(problem, number, source, run_calls(task, problem, calls, toolset, request.limits))
+            source, calls = "gold", task.gold_calls(problem, rng if varied else None)
+        return Sample(problem, number, source, run_calls(task, problem, calls, request.limits))
 
 
 def _with_mistake(task: Task, problem: Problem, gold: list[str], rng: random.Random) -> tuple[str, list[str]]:

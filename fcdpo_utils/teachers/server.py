@@ -88,7 +88,7 @@ class ServerTeacher:
     async def _episode(self, client: openai.AsyncOpenAI, request: SampleRequest) -> Episode:
         """One chain. Raises `_GaveUp` for what may be better next time, `TeacherError` for what will not."""
         episode, chat = request.episode(), self.sampling.chat_format
-        messages = chat.prompt(request.task, request.problem, request.toolset)
+        messages = chat.prompt(request.task, request.problem)
         while not episode.finished:
             name = f"{self.sampling.seed}/{request.problem.id}/{request.number}/{len(episode.steps)}"
             try:

@@ -92,9 +92,9 @@ class FirstOrderLogic(Task):
         details = {"premises": premises, "goal": "not guard(Lisa)", "depth": 1}
         return Problem("fol-example", self.name, "example", 1, question, "False", "example", details)
 
-    def start(self, problem: Problem, toolset: str | None = None) -> FolTools:
+    def start(self, problem: Problem) -> FolTools:
         premises, goal = problem.details["premises"], problem.details["goal"]
-        return self.toolset(toolset)(tuple(map(self.parse, premises)), self.parse(goal))
+        return self.toolset(problem.toolset)(tuple(map(self.parse, premises)), self.parse(goal))
 
-    def gold_calls(self, problem: Problem, rng: random.Random | None = None, toolset: str | None = None) -> list[str]:
-        return [*self.start(problem, toolset).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]
+    def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
+        return [*self.start(problem).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]
