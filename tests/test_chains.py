@@ -225,7 +225,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 def test_without_the_mask_results_count_as_the_students_words(
     preferences: Preferences, train: list[Problem], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    prompts = prompts_of(train, SMOKE)
+    prompts = prompts_of(train)
     masked, whole = (tokenise(preferences, prompts, tokenizer, mask) for mask in (True, False))
     for first, second in zip(masked, whole, strict=True):
         assert first.ids == second.ids and sum(first.policy) < sum(second.policy)
@@ -236,7 +236,7 @@ def test_the_agents_view_and_the_trainers_view_of_a_chain_are_the_same_tokens(
     preferences: Preferences, train: list[Problem], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """What is trained is what a rollout feeds: prompt, calls, results, turn by turn."""
-    prompts = prompts_of(train, SMOKE)
+    prompts = prompts_of(train)
     by_id = {problem.id: problem for problem in train}
     for completion in preferences.completions[:20]:
         problem = by_id[completion.problem_id]
