@@ -243,7 +243,7 @@ class Arithmetic(Task):
         steps = [["Sum", "12", "8"], ["Subtract", "20", "5"]]  # a story of no schema, so it is in no split
         return Problem(f"{self.name}-example", self.name, "example", 2, question, "15", "example", {"steps": steps})
 
-    def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
+    def solution(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         """The steps in the order of the text; `rng` swaps the operands of some sums and products."""
         steps = [list(step) for step in problem.details["steps"]]
         for step in steps if rng else []:

@@ -16,9 +16,9 @@ from fcdpo_utils.numbers import is_stated, numbers_in
 from fcdpo_utils.problems import Problem, Task
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tokens import Message, Schemas
-from fcdpo_utils.tools import Functions, Toolset
+from fcdpo_utils.tools import ABSTAINED, Functions, Toolset
 
-OUTCOMES = ("solved", "wrong_answer", "no_answer", "no_stop", "too_many_errors", "too_long")
+OUTCOMES = ("solved", "wrong_answer", "abstained", "no_answer", "no_stop", "too_many_errors", "too_long")
 
 
 @dataclass
@@ -111,16 +111,21 @@ class Episode:
         self.steps.append(Step(call, result.text, result.error))
         return self.steps[-1]
 
+    @property
+    def right(self) -> bool:
+        """Whether the answer so far is right: that a function is missing, where one is."""
+        told = self.state.answer == ABSTAINED
+        return told == self.problem.missing and (told or self.task.is_correct(self.problem, self.state.answer))
+
     def chain(self) -> Chain:
         """The chain as it stands, labelled."""
-        right = self.task.is_correct(self.problem, self.state.answer)
-        solved = right and self.state.stopped
-        valid = solved and self.state.answer_follows() and self.is_grounded()
+        solved = self.right and self.state.stopped
+        valid = solved and (self.problem.missing or self.state.answer_follows()) and self.is_grounded()
         clean = all(step.error is None for step in self.steps)
         return Chain(
             problem_id=self.problem.id,
             steps=tuple(self.steps),
-            outcome=self._outcome(right),
+            outcome=self._outcome(),
             answer=None if self.state.answer is None else one_line(str(self.state.answer), MAX_CALL_CHARACTERS),
             solved=solved,
             sound=valid and clean,
@@ -137,11 +142,11 @@ class Episode:
             stated |= numbers_in(result)
         return True
 
-    def _outcome(self, right: bool) -> str:
+    def _outcome(self) -> str:
         if self.state.stopped:
             if self.state.answer is None:
                 return "no_answer"
-            return "solved" if right else "wrong_answer"
+            return "solved" if self.right else "abstained" if self.state.answer == ABSTAINED else "wrong_answer"
         if sum(step.error is not None for step in self.steps) >= self.limits.errors:
             return "too_many_errors"
         return "too_long" if self.state.answer is None else "no_stop"
@@ -150,7 +155,7 @@ class Episode:
 def run_calls(task: Task, problem: Problem, calls: Iterable[str], limits: Limits = Limits()) -> Chain:
     """The chain of a fixed list of calls, each by its method's name, cut where the agent would have ended it."""
     episode = Episode(task, problem, limits)
-    shown = {name: new for name, new, _ in problem.functions}
+    shown = {name: new for name, new, _ in problem.functions + problem.withheld}
     for call in calls:
         if episode.finished:
             break
@@ -185,21 +190,21 @@ class ChatFormat:
 
     def prompt(self, task: Task, problem: Problem) -> list[Message]:
         """The prompt x_i: everything static first (a prefix cache serves it to all problems), the problem last."""
-        static = _static_prompt(self, task, problem.toolset, problem.functions)
+        static = _static_prompt(self, task, problem.toolset, problem.functions, problem.withheld)
         return [{"role": "user", "content": f"{static}\n\nProblem: {without_roles(problem.question)}"}]
 
 
 @cache
-def _static_prompt(chat_format: ChatFormat, task: Task, toolset: str | None, functions: Functions) -> str:
+def _static_prompt(chat: ChatFormat, task: Task, toolset: str | None, offered: Functions, withheld: Functions) -> str:
     """Instruction, functions and worked example: the same for all problems of `task` with the same functions."""
     shown = task.example()
-    example = replace(shown, details=shown.details | {"toolset": toolset, "functions": functions})
+    example = replace(shown, details=shown.details | {"toolset": toolset, "functions": offered + withheld})
     tools = Episode(task, example).tools
     steps = run_calls(task, example, task.gold_calls(example)).steps
-    listed = [tools.help()] if chat_format.schemas(tools) is None else []
-    lines = [line for step in steps for line in (chat_format.written(tools, step.call), step.result)]
-    question = f"Example problem: {without_roles(example.question)}"
-    return "\n".join([task.instruction, chat_format.rule, *listed, "", question, *lines[:-1]])
+    listed = [task.toolset(toolset).shown_as(offered).help()] if chat.schemas(tools) is None else []
+    lines = [line for step in steps for line in (chat.written(tools, step.call), step.result)]
+    question = f"Example problem{', with all functions' * bool(withheld)}: {without_roles(example.question)}"
+    return "\n".join([task.instruction, chat.rule, *listed, "", question, *lines[:-1]])
 
 
 PYTHON_CALLS = ChatFormat()

@@ -76,13 +76,10 @@ def preference_data(problems: Sequence[Problem], teacher: Chains, own: Chains, s
     steps = (  # every beginning of a correct chain, and the wrong call of an incorrect one after what came before it
         (name, _up_to(chain, end))
         for name, chain, place in marked
-        for end in (_accepted(chain) if getattr(chain, label) else [place] if place is not None else [])
+        for end, step in enumerate(chain.steps)
+        if (not step.error if getattr(chain, label) else end == place)
     )
     return build_preferences(steps, options.label, by=lambda chain: (chain.problem_id, chain.steps[:-1]))
-
-
-def _accepted(chain: Chain) -> list[int]:
-    return [place for place, step in enumerate(chain.steps) if not step.error]
 
 
 def _up_to(chain: Chain, place: int | None) -> Chain:
@@ -96,11 +93,10 @@ def first_wrong(problem: Problem, chain: Chain, right: Iterable[str]) -> int | N
     `right`: the results on correct chains of the problem. A call whose result is on none of them leads away, unless
     the task's functions accept right steps only.
     """
-    task = TASKS[problem.task]
-    episode = Episode(task, problem)
+    episode = Episode(TASKS[problem.task], problem)
     for place, step in enumerate(chain.steps):
-        result, answer = episode.step(step.call), episode.state.answer
-        wrong = answer is not None and not task.is_correct(problem, answer)
-        if result.error or wrong or not (task.accepted_is_right or result.result in right):
+        result = episode.step(step.call)
+        wrong = episode.state.answer is not None and not episode.right
+        if result.error or wrong or not (episode.task.accepted_is_right or result.result in right):
             return place
     return None

@@ -46,6 +46,16 @@ class Problem:
         """How the functions are shown, where that was drawn for this problem; else ()."""
         return tuple(map(tuple, self.details.get("functions", ())))
 
+    @property
+    def withheld(self) -> Functions:
+        """The one that is not offered, where the problem lacks one; else ()."""
+        return tuple(map(tuple, self.details.get("withheld", ())))
+
+    @property
+    def missing(self) -> bool:
+        """Whether that one is needed: then no answer is right but `Unable()`."""
+        return self.details.get("missing", False)
+
 
 class Task(ABC):
     """One kind of problem. `toolsets` maps a name to a `Toolset` class; the first is the default.
@@ -86,8 +96,12 @@ class Task(ABC):
         state.question = problem.question
         return state
 
-    @abstractmethod
     def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
+        """Calls of a sound chain: its `solution`, but where a function for that is missing, that it is."""
+        return ["Unable()", "Stop()"] if problem.missing else self.solution(problem, rng)
+
+    @abstractmethod
+    def solution(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         """Calls that solve `problem` soundly; `rng` picks among natural orders, None is the canonical one."""
 
     def is_correct(self, problem: Problem, answer: str | None) -> bool:

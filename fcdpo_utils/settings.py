@@ -30,31 +30,24 @@ def _absolute(path: str) -> str:
 
 File = Annotated[str, AfterValidator(_absolute)]  # while hub ids stay as they are:
 ModelSource = Annotated[str, AfterValidator(lambda name: str(ROOT / name) if (ROOT / name).exists() else name)]
-
-
 Naming = Literal["fixed", "natural", "invented", "mixed"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Author = Literal["teacher", "student", "both"]
 Toolsets = Annotated[tuple[str, ...], BeforeValidator(lambda name: (name,) if isinstance(name, str) else name or ())]
 
 
-class FunctionSettings(SettingsGroup):
-    """Which functions each problem offers, and under which names."""
-
-    toolset: Toolsets = Field(default=(), description="a name, or several for problems in turn; () is the default one")
-    naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
-
-
-class TaskSettings(FunctionSettings):
+class TaskSettings(SettingsGroup):
     """How many problems of one task, and of which kind."""
 
     train: int = Field(ge=0, description="training problems")
     test: int = Field(ge=0, description="held-out problems")
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
+    toolset: Toolsets = Field(default=(), description="a name, or several for problems in turn; () is the default one")
+    naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
+    missing: float = Field(default=0.0, ge=0, le=1, description="share of them that lack a function they need")
     path: File | None = Field(default=None, description="of gsm8k and folio: a JSONL file; relative to the checkout")
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")
     file: File | None = Field(default=None, description="of an own task: the Python file that defines it")
-
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class StudentSettings(SettingsGroup):
@@ -126,9 +119,6 @@ class OwnChainsSettings(SettingsGroup):
     samples: int = Field(default=0, ge=0, description="of each problem; 0: only the teacher's chains are used")
     temperature: float = Field(default=1.0, gt=0)
     errors: int = Field(default=1, ge=1, description="a chain ends at so many; from 2 on some get up after one")
-
-
-Author = Literal["teacher", "student", "both"]
 
 
 class PreferenceSettings(SettingsGroup):

@@ -16,6 +16,7 @@ from fcdpo_utils.calls import CallError, ErrorKind, ParsedCall, Value, one_line,
 from fcdpo_utils.numbers import is_result, parse_number
 
 Number = Fraction
+ABSTAINED = "a function is missing"  # the answer of a chain that abstains
 Functions = tuple[tuple[str, str, str], ...]  # in the order shown: a function's name, the name shown, the description
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _KINDS = {  # of arguments: as JSON schema, and in words
@@ -121,6 +122,7 @@ class Toolset:
     """
 
     question = ""
+    UNABLE = Tool("Unable", "Say that a needed function is missing.", "Unable()", inspect.Signature(), {}, "Unable")
 
     def __init__(self) -> None:
         self.answer: str | None = None
@@ -141,6 +143,11 @@ class Toolset:
         self.stopped = True
         return "Stopped"
 
+    def Unable(self) -> str:
+        """Abstain: a tool where a problem's functions name it, and listed nowhere else."""
+        self.answer = ABSTAINED
+        return "Answer recorded"
+
     def answer_follows(self) -> bool:
         """Whether the answer is the result of an earlier call; a subclass may ask for more."""
         return self.answer is not None and any(is_result(str(self.answer), result) for _, result in self.derivations)
@@ -156,10 +163,10 @@ class Toolset:
     @classmethod
     @cache
     def shown_as(cls, functions: Functions) -> type[Self]:
-        """These functions in another order, under other names and descriptions; itself for ()."""
+        """These functions alone, in this order, under these names and descriptions; itself for ()."""
         if not functions:
             return cls
-        known = cls.functions()
+        known = cls.functions() | {"Unable": cls.UNABLE}
         shown = {new: known[name].shown_as(new, doc) for name, new, doc in functions}
         return type(cls.__name__, (cls,), {"functions": staticmethod(lambda: shown)})
 

@@ -9,7 +9,6 @@ import pytest
 from fcdpo_utils.arithmetic import OPERATIONS
 from fcdpo_utils.episode import run_calls
 from fcdpo_utils.problems import TASKS
-from fcdpo_utils.settings import FunctionSettings
 from fcdpo_utils.tasks.drills import LEVELS, SAID
 from fcdpo_utils.tasks.making import with_functions
 
@@ -19,7 +18,7 @@ TASK = TASKS["drills"]
 @pytest.mark.parametrize("naming", ["fixed", "natural", "invented"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_gold_chains_are_sound_and_have_a_call_for_each_sum(split: str, naming: str) -> None:
-    for problem in with_functions(TASK.generate(60, split, 0), FunctionSettings(naming=naming), 0):
+    for problem in with_functions(TASK.generate(60, split, 0), 0, naming=naming):
         chain = run_calls(TASK, problem, TASK.gold_calls(problem))
         assert chain.sound and len(chain.steps) == problem.level + 2
         sums = problem.question.split("; ")

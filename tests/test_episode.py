@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import ClassVar
 
 import jinja2
@@ -17,6 +18,7 @@ from fcdpo_utils.calls import MAX_CALL_CHARACTERS
 from fcdpo_utils.episode import OUTCOMES, Chain, Episode, Limits, Step, prompt, run_calls
 from fcdpo_utils.problems import Problem, Task
 from fcdpo_utils.tasks.logic.task import FirstOrderLogic
+from fcdpo_utils.teachers.tool_calls import TOOL_CALLS
 from fcdpo_utils.tools import Toolset, tool
 
 FOL, ARITHMETIC = FirstOrderLogic(), Arithmetic()
@@ -96,7 +98,64 @@ def test_a_chain_that_was_cut_is_finished(calls: list[str], outcome: str) -> Non
 
 
 def test_every_category_is_one_of_the_listed() -> None:
-    assert OUTCOMES == ("solved", "wrong_answer", "no_answer", "no_stop", "too_many_errors", "too_long")
+    assert OUTCOMES == ("solved", "wrong_answer", "abstained", "no_answer", "no_stop", "too_many_errors", "too_long")
+
+
+UNABLE, PRODUCT = "Unable()", "Multiply(2, 3)"
+
+
+def lacking(name: str, missing: bool) -> Problem:
+    """The problem without the function of that name."""
+    rows = {row: (row, row, "") for row in (*ARITHMETIC.toolset(None).functions(), "Unable")}
+    withheld = [rows.pop(name)]
+    return replace(SUMS, details={"functions": list(rows.values()), "withheld": withheld, "missing": missing})
+
+
+@pytest.mark.parametrize(
+    ("calls", "outcome", "label"),
+    [
+        ([UNABLE, STOP], "solved", "sound"),
+        ([PRODUCT, UNABLE, STOP], "solved", "sound"),
+        ([BAD, UNABLE, STOP], "solved", "recovered"),
+        (["Multiply(2, 7)", UNABLE, STOP], "solved", "solved"),  # nothing states 7
+        ([UNABLE, ANSWER, STOP], "wrong_answer", "none"),
+        ([ADD, ANSWER, STOP], "wrong_answer", "none"),
+        (["Subtract(2, -3)", ANSWER, STOP], "wrong_answer", "none"),  # a way around
+        ([UNABLE], "no_stop", "none"),
+    ],
+)
+def test_where_a_function_is_missing_only_to_say_so_is_right(calls: list[str], outcome: str, label: str) -> None:
+    chain = run_calls(ARITHMETIC, lacking("Sum", missing=True), calls)
+    assert (chain.outcome, label_of(chain)) == (outcome, label)
+
+
+@pytest.mark.parametrize(
+    ("calls", "outcome", "label"),
+    [
+        ([UNABLE, STOP], "abstained", "none"),
+        ([ADD, UNABLE, STOP], "abstained", "none"),
+        ([ADD, WRONG, STOP], "wrong_answer", "none"),
+        ([ADD, ANSWER, STOP], "solved", "sound"),
+        ([UNABLE], "no_stop", "none"),
+    ],
+)
+def test_where_none_is_missing_to_abstain_is_a_category_of_its_own(calls: list[str], outcome: str, label: str) -> None:
+    chain = run_calls(ARITHMETIC, lacking("Divide", missing=False), calls)
+    assert (chain.outcome, label_of(chain)) == (outcome, label)
+
+
+def test_the_function_to_abstain_by_is_there_only_where_a_problem_offers_it() -> None:
+    assert (
+        chain_of(UNABLE).steps[0].error == "unknown_function" and "Unable" not in prompt(ARITHMETIC, SUMS)[0]["content"]
+    )
+    problem = lacking("Sum", missing=True)
+    listed, _, example = prompt(ARITHMETIC, problem)[0]["content"].partition("\n\n")
+    assert "\nUnable(): " in listed and "\nSum(" not in listed
+    assert example.startswith("Example problem, with all functions: ") and "\nSum(12, 8)\n20\n" in example
+    offered = {schema["function"]["name"] for schema in TOOL_CALLS.schemas(Episode(ARITHMETIC, problem).tools)}
+    assert "Unable" in offered and "Sum" not in offered
+    (tools,) = TOOL_CALLS.prompt(ARITHMETIC, problem)
+    assert "Unable" not in tools["content"] and '"name": "Sum"' in tools["content"]
 
 
 def test_the_limits_by_default_are_24_calls_and_3_errors() -> None:
@@ -135,6 +194,10 @@ QUESTIONS = {
 def labels_of(question: str, answer: str, calls: list[str], task: Task = ARITHMETIC, toolset: str | None = None) -> str:
     """The strongest label of the chain."""
     chain = run_calls(task, Problem("q", task.name, "test", 1, question, answer, "c", {"toolset": toolset}), calls)
+    return label_of(chain)
+
+
+def label_of(chain: Chain) -> str:
     assert not (chain.sound and chain.recovered)
     return next((label for label in ("sound", "recovered", "solved") if getattr(chain, label)), "none")
 

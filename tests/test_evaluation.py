@@ -143,6 +143,7 @@ def test_sound_chains_are_told_apart_from_those_that_are_only_solved() -> None:
         "sound": 2,
         "solved": 1,
         "wrong_answer": 1,
+        "abstained": 0,
         "no_answer": 0,
         "no_stop": 0,
         "too_many_errors": 0,

@@ -39,6 +39,18 @@ def test_a_set_without_a_toolset_has_the_first_of_the_runs() -> None:
         assert run_calls(TASKS["arithmetic"], problem, TASKS["arithmetic"].gold_calls(problem)).sound
 
 
+@pytest.mark.parametrize("name", ["logic, a function is missing", "arithmetic, a function is missing"])
+def test_a_set_lacks_functions_that_about_half_of_its_problems_need(name: str) -> None:
+    (ood,) = (ood for ood in SETS if ood.name == name)
+    problems = ood_problems(ood, CPU)
+    assert 35 <= sum(problem.missing for problem in problems) <= 65
+    chains = [run_calls(TASKS[ood.task], p, ["Unable()", "Stop()"]) for p in problems]
+    assert {(p.missing, c.outcome, c.sound) for p, c in zip(problems, chains, strict=True)} == {
+        (True, "solved", True),
+        (False, "abstained", False),
+    }
+
+
 def test_likelihoods_are_means_over_the_answers_tokens(tiny_model, tokenizer) -> None:
     question, reference = chat = plain_chats()[0]
     opened = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]

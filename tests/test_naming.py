@@ -13,7 +13,6 @@ from small import settings_of
 from fcdpo_utils.chains import keys_of
 from fcdpo_utils.episode import Episode, prompt, run_calls
 from fcdpo_utils.problems import TASKS, Problem
-from fcdpo_utils.settings import FunctionSettings
 from fcdpo_utils.tasks.making import make_problems, with_functions
 from fcdpo_utils.tasks.naming import WORDS, draw_names
 from fcdpo_utils.teacher import SampleRequest
@@ -27,8 +26,7 @@ NAMINGS = ("natural", "invented")
 
 
 def drawn(task: str, toolset: str | None, naming: str, count: int = 6, split: str = "train") -> list[Problem]:
-    options = FunctionSettings(toolset=toolset, naming=naming)
-    return with_functions(TASKS[task].generate(count, split, 0, levels=(2, 3)), options, 0)
+    return with_functions(TASKS[task].generate(count, split, 0, levels=(2, 3)), 0, (toolset,), naming)
 
 
 def names_of(problems: list[Problem]) -> set[str]:
@@ -52,7 +50,11 @@ def test_names_of_held_out_problems_are_in_no_training_prompt(task: str, toolset
     tools = TASKS[task].toolset(toolset)
     for naming in NAMINGS:
         seen, asked = (
-            {new for number in range(400) for _, new, _ in draw_names(tools, naming, held_out, f"{number}")}
+            {
+                new
+                for number in range(400)
+                for _, new, _ in draw_names(tools, naming, held_out, f"{number}", unable=True)
+            }
             for held_out in (False, True)
         )
         assert len(seen) > 40 and len(asked) > 20
@@ -61,7 +63,7 @@ def test_names_of_held_out_problems_are_in_no_training_prompt(task: str, toolset
 
 def test_every_function_that_ships_with_a_natural_pool_has_enough_of_both_kinds() -> None:
     for task, toolset in TOOLSETS[:-1]:
-        for name in TASKS[task].toolset(toolset).functions():
+        for name in (*TASKS[task].toolset(toolset).functions(), "Unable"):
             train, held_out = ({*WORDS[name][pool]} for pool in ("train", "held_out"))
             assert len(train) >= 6 and len(held_out) >= 3 and not train & held_out
 
@@ -86,7 +88,7 @@ def test_a_function_goes_by_no_other_name_than_the_one_shown() -> None:
 
 
 def test_an_error_line_names_functions_as_they_are_shown() -> None:
-    (problem,) = with_functions([TASKS["fol"].example()], FunctionSettings(naming="natural"), 0)
+    (problem,) = with_functions([TASKS["fol"].example()], 0, naming="natural")
     shown = {name: new for name, new, _ in problem.functions}
     step = Episode(TASKS["fol"], problem).step(f'{shown["Fact"]}("big(x) -> guard(x)")')
     assert step.result == f"Error: {shown['Fact']}: this is a rule; use {shown['Rule']}"
@@ -161,6 +163,57 @@ def test_an_unknown_toolset_is_one_line_before_a_problem_is_stored() -> None:
     settings = settings_of("tasks.arithmetic.toolset=[steps, words]").tasks["arithmetic"]
     with pytest.raises(ValueError, match="^arithmetic: toolset must be one of steps, expression, got 'words'$"):
         make_problems("arithmetic", settings, 0)
+
+
+@pytest.mark.parametrize("naming", ["fixed", *NAMINGS])
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_a_missing_function_is_needed_and_every_problem_lacks_one(task: str, toolset: str | None, naming: str) -> None:
+    problems = with_functions(TASKS[task].generate(30, "train", 0, levels=(2, 3)), 0, (toolset,), naming, 0.5)
+    assert 5 <= sum(problem.missing for problem in problems) <= 25
+    for problem in problems:
+        gold, (lacks, shown, _) = TASKS[task].gold_calls(problem), *problem.withheld
+        offered = {name: new for name, new, _ in problem.functions}
+        assert "Unable" in offered and "Stop" in offered and lacks not in offered
+        assert run_calls(TASKS[task], problem, gold).sound
+        assert (gold == ["Unable()", "Stop()"]) == problem.missing
+        whole = run_calls(TASKS[task], problem, TASKS[task].solution(problem))
+        assert whole.sound != problem.missing and any(step.error for step in whole.steps) == problem.missing
+        assert {step.call.partition("(")[0] for step in whole.steps} <= {*offered.values(), shown}
+        listed = prompt(TASKS[task], problem)[0]["content"].partition("\n\n")[0].split("\n")[2:]
+        assert [line.partition("(")[0] for line in listed] == [*offered.values()]
+    assert "Query" not in {problem.withheld[0][0] for problem in problems}  # a proof is sound without it
+
+
+@pytest.mark.parametrize("naming", ["fixed", "invented"])
+@pytest.mark.parametrize(("task", "toolset"), TOOLSETS)
+def test_a_teacher_makes_chains_of_both_kinds_where_functions_are_missing(
+    task: str, toolset: str | None, naming: str
+) -> None:
+    for problem in with_functions(TASKS[task].generate(12, "train", 0, levels=(2, 3)), 0, (toolset,), naming, 0.5):
+        teachers = ScriptedTeacher(error_rate=0.0), ScriptedTeacher(error_rate=1.0)
+        right, wrong = (
+            [teacher.sample(SampleRequest(TASKS[task], problem, number)) for number in range(12)]
+            for teacher in teachers
+        )
+        assert all(sample.chain.sound for sample in right) and any(not sample.chain.sound for sample in wrong)
+        misjudged = {sample.chain.outcome for sample in wrong if sample.source == "misjudged"}
+        assert "solved" not in misjudged if problem.missing else misjudged <= {"abstained"}
+
+
+def test_a_function_is_missing_in_training_alone_and_a_short_list_does_not_tell() -> None:
+    settings = settings_of("tasks.arithmetic.missing=0.5", "tasks.arithmetic.train=200").tasks["arithmetic"]
+    problems = make_problems("arithmetic", settings, 0)
+    assert not any(problem.functions or problem.missing for problem in problems if problem.split == "test")
+    train = [problem for problem in problems if problem.split == "train"]
+    assert 80 <= sum(problem.missing for problem in train) <= 120 and {len(p.functions) for p in train} == {6 + 1}
+    for name in ("Sum", "Subtract", "Multiply", "Divide"):
+        assert {problem.missing for problem in train if problem.withheld[0][0] == name} == {True, False}
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "folio", "ordering"])
+def test_any_task_with_gold_chains_can_lack_a_function(task: str) -> None:
+    (problem,) = with_functions([TASKS[task].example()], 0, missing=1.0)
+    assert problem.missing and run_calls(TASKS[task], problem, TASKS[task].gold_calls(problem)).sound
 
 
 def test_a_users_function_is_described_in_the_users_words_even_where_its_name_is_one_of_ours() -> None:

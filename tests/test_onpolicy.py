@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,14 @@ def test_the_first_wrong_call_is_found_by_the_problems_own_functions() -> None:
     problem = using("expression", PROBLEM)
     chain = chain_of('Calculate("3 + 4")', 'Calculate("7 + 2")', "Answer(9)", "Stop()", problem=problem)
     assert first_wrong(problem, chain, {"7", "14"}) == 1
+
+
+@pytest.mark.parametrize(("missing", "place"), [(True, None), (False, 0)])
+def test_to_abstain_is_wrong_where_no_function_is_missing(missing: bool, place: int | None) -> None:
+    functions = [(name, name, "") for name in ("Answer", "Stop", "Unable")]
+    problem = replace(PROBLEM, details={"functions": functions, "missing": missing})
+    chain = chain_of("Unable()", "Stop()", problem=problem)
+    assert first_wrong(problem, chain, {"Answer recorded", "Stopped"}) == place and chain.sound == missing
 
 
 def test_in_a_proof_every_accepted_step_is_right_and_a_wrong_conclusion_is_not(smoke: SmokeData) -> None:

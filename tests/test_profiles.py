@@ -154,6 +154,7 @@ def test_an_unknown_or_missing_setting_is_named(override: str, line: str) -> Non
             "setting preferences.label: input should be 'sound', 'valid', 'solved' or 'shuffled', got 'lucky'",
         ),
         ("tasks.fol.levels=2", "setting tasks.fol.levels: input should be a valid tuple, got 2"),
+        ("tasks.fol.missing=2", "setting tasks.fol.missing: input should be less than or equal to 1, got 2"),
         ("tasks.fol.toolset=3", "setting tasks.fol.toolset: input should be a valid tuple, got 3"),
         ("training=3", "setting training: input should be a valid dictionary or instance of TrainingSettings, got 3"),
     ],

@@ -10,7 +10,6 @@ from fcdpo_utils.engine.decoding import DecodeEngine
 from fcdpo_utils.episode import Chain, Episode, Limits, prompt
 from fcdpo_utils.plain import Sampling
 from fcdpo_utils.problems import TASKS, Problem
-from fcdpo_utils.settings import FunctionSettings
 from fcdpo_utils.tasks.making import with_functions
 from fcdpo_utils.tokens import render
 
@@ -88,8 +87,8 @@ def test_sampled_chains_do_not_depend_on_their_neighbours(
 def test_problems_whose_functions_go_by_drawn_names_advance_together(
     tiny_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = FunctionSettings(naming="natural", toolset=["steps", "expression"])
-    chosen, sampling = with_functions(problems(6), options, 0), Sampling(temperature=1.0, turn_tokens=6)
+    chosen = with_functions(problems(6), 0, ("steps", "expression"), "natural")
+    sampling = Sampling(temperature=1.0, turn_tokens=6)
     assert len({episode.tools for episode in episodes(chosen)}) == 6
     alone = [rollout(tiny_model, tokenizer, episodes([problem]), sampling)[0] for problem in chosen]
     widths = []

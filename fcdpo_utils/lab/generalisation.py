@@ -25,9 +25,8 @@ from fcdpo_utils.tokens import Message, encode_chat
 def ood_problems(ood: OODSettings, settings: RunSettings) -> list[Problem]:
     """The problems of one out-of-distribution set; the same arguments give the same problems."""
     problems = TASKS[ood.task].generate(ood.test, ood.split, settings.seed, levels=ood.levels)
-    if not ood.toolset and ood.task in settings.tasks:
-        ood = ood.model_copy(update={"toolset": settings.tasks[ood.task].toolset[:1]})
-    return with_functions(problems, ood, settings.seed)
+    own = settings.tasks[ood.task].toolset[:1] if ood.task in settings.tasks else ()
+    return with_functions(problems, settings.seed, ood.toolset or own, ood.naming, ood.missing)
 
 
 def ood_evaluation(ood: OODSettings, settings: RunSettings, path: Path, adapter: Path | None) -> Evaluation:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fcdpo_utils.lab.grid import slug
 from fcdpo_utils.problems import TASKS
-from fcdpo_utils.settings import FunctionSettings, Settings, SettingsError, SettingsGroup
+from fcdpo_utils.settings import Naming, Settings, SettingsError, SettingsGroup, Toolsets
 from fcdpo_utils.tasks import own
 from fcdpo_utils.tasks.rows import RowTask
 
@@ -52,7 +52,7 @@ class VariantSettings(SettingsGroup):
         return found
 
 
-class OODSettings(FunctionSettings):
+class OODSettings(SettingsGroup):
     """One out-of-distribution set: problems outside what was trained on; without a toolset, the run's first one."""
 
     name: str
@@ -60,6 +60,9 @@ class OODSettings(FunctionSettings):
     split: Literal["test", "ood_words", "ood_depth"] = "test"
     levels: tuple[int, ...]
     test: int = Field(default=100, ge=1, description="problems")
+    toolset: Toolsets = ()
+    naming: Naming = "fixed"
+    missing: float = Field(default=0.0, ge=0, le=1)
 
 
 _SETS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))

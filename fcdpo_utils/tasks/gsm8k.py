@@ -125,11 +125,11 @@ class GSM8K(RowTask, Arithmetic):
         details = {"steps": steps, "constants": _constants(question, steps)}
         return Problem("", self.name, "", level, question, answer, self.canonical(row), details), why
 
-    def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
+    def solution(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         """As for arithmetic. Raises ValueError for a test row whose annotations do not convert."""
         if not problem.details["steps"]:
             raise ValueError(f"gsm8k: {problem.id} has no gold chain; it is for evaluation only")
-        return super().gold_calls(problem, rng)
+        return super().solution(problem, rng)
 
 
 def _constants(question: str, steps: list[Step]) -> list[str]:

@@ -25,21 +25,22 @@ _CASES = (
 )
 
 
-def draw_names(tools: type[Toolset], naming: Naming, held_out: bool, seed: str) -> Functions:
+def draw_names(tools: type[Toolset], naming: Naming, held_out: bool, seed: str, unable: bool = False) -> Functions:
     """How the functions of one problem are shown; () where they keep their names. The same arguments draw the same.
 
-    "mixed": fixed names for one problem in five, else natural or invented ones.
+    "mixed": fixed names for one problem in five, else natural or invented ones. `unable`: also the one to abstain by.
     """
     rng = random.Random(f"names/{seed}")
     kind = rng.choices([*_MIX], [*_MIX.values()])[0] if naming == "mixed" else naming
-    if kind == "fixed":
-        return ()
     functions, pool = tools.functions(), "held_out" if held_out else "train"
+    functions = functions | {"Unable": tools.UNABLE} if unable else functions
+    if kind == "fixed":
+        return tuple((name, name, function.doc) for name, function in functions.items() if unable)
     taken, shown = set(functions), []
     ours = tools.__module__.partition(".")[0] == __name__.partition(".")[0]
     for name in rng.sample(sorted(functions), len(functions)):
         # a user's function of the same name may do something else
-        words = WORDS.get(name, {}) if ours or name in Toolset.functions() else {}
+        words = WORDS.get(name, {}) if ours or hasattr(Toolset, name) else {}
         names = _natural(name, words, pool, rng) if kind == "natural" else _invented(held_out, rng)
         new = next(new for new in names if new not in taken)
         taken.add(new)

@@ -135,7 +135,7 @@ class OwnTask(Task):
     def example(self) -> Problem:
         return self.shown
 
-    def gold_calls(self, problem: Problem, rng: Any = None) -> list[str]:
+    def solution(self, problem: Problem, rng: Any = None) -> list[str]:
         """The row's own calls. Raises `OwnTaskError` where it has none."""
         fix = 'add "calls" to its row, or let a model be the teacher (teacher.kind=server or local)'
         _require(problem.details.get("calls"), f"{self.name}: {problem.id} has no gold chain; {fix}")

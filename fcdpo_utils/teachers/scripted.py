@@ -30,6 +30,11 @@ def _unknown_functions(call: str) -> list[str]:
     return [f"{invented}({arguments}" for invented in (f"{name}s", f"{name}_step", name.lower(), "Solve")]
 
 
+def _misjudged(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
+    """Solves on although a function is missing, or says that one is although none is."""
+    return calls if problem.missing else [*calls[: rng.randrange(max(1, len(calls) - 1))], "Unable()", "Stop()"]
+
+
 COMMON_SHARE = 0.25  # of the mistakes; the others are typical of the task
 COMMON_MISTAKES: dict[str, Mistake] = {
     "skipped_step": _skipped_step,
@@ -61,7 +66,7 @@ class ScriptedTeacher:
         rng = random.Random(f"teacher/{self.seed}/{problem.id}/{number}")
         phase = random.Random(f"phase/{self.seed}/{problem.id}").random()
         if int((number + 1) * self.error_rate + phase) > int(number * self.error_rate + phase):
-            source, calls = _with_mistake(task, problem, task.gold_calls(problem), rng)
+            source, calls = _with_mistake(task, problem, task.solution(problem), rng)
         else:
             varied = number > 0 and rng.random() < self.variation
             source, calls = "gold", task.gold_calls(problem, rng if varied else None)
@@ -70,7 +75,8 @@ class ScriptedTeacher:
 
 def _with_mistake(task: Task, problem: Problem, gold: list[str], rng: random.Random) -> tuple[str, list[str]]:
     """The name of a mistake that applies, and the calls with it."""
-    kinds, mistakes = [task.mistakes, COMMON_MISTAKES], COMMON_MISTAKES | task.mistakes
+    typical = task.mistakes | ({"misjudged": _misjudged} if problem.withheld else {})
+    kinds, mistakes = [typical, COMMON_MISTAKES], COMMON_MISTAKES | typical
     if rng.random() < COMMON_SHARE:
         kinds.reverse()
     names = (name for kind in kinds for name in rng.sample(sorted(kind), len(kind)))

@@ -96,5 +96,5 @@ class FirstOrderLogic(Task):
         premises, goal = problem.details["premises"], problem.details["goal"]
         return self.toolset(problem.toolset)(tuple(map(self.parse, premises)), self.parse(goal))
 
-    def gold_calls(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
+    def solution(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         return [*self.start(problem).solve(rng), f'Conclude("{problem.answer}")', "Stop()"]
