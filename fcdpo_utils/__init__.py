@@ -39,9 +39,10 @@ What all of it stands on:
 
 `engine/` is what makes it fast: the functions of `plain` with the same results, but what chains share is passed once
 (`trees`), many chains advance together (`decoding`, `rollout`), and references are kept. The other folders are
-satellites: further `tasks/` (logic, GSM8K, FOLIO, a puzzle, your own), names and mistakes, `teachers/` (a scripted one
-without a model, language models, the student itself) and how their chains are made within a budget, the `lab/` with its
-experiments, `views/` (figures), and the `pipeline/` that runs the notebooks, with `profiles/` of settings.
+satellites: further `tasks/` (logic, GSM8K, FOLIO, drills, a puzzle, your own), names and mistakes, `teachers/` (a
+scripted one without a model, language models, the student itself) and how their chains are made within a budget, the
+`lab/` with its experiments, `views/` (figures), and the `pipeline/` that runs the notebooks, with `profiles/` of
+settings.
 """
 
 import logging
