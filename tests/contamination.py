@@ -34,7 +34,7 @@ def questions(gsm8k: Path, folio: Path) -> tuple[Texts, Texts]:
     for split, texts in sides.items():
         for name, levels in GENERATED.items():
             made = TASKS[name].generate(COUNTS[split], split, 0, levels=levels)
-            texts[name] = [problem.question for problem in made]
+            texts[name] = ["; ".join(problem.details.get("said", [problem.question])) for problem in made]
         if gsm8k.exists():
             rows = GSM8K().load_rows(gsm8k)
             texts["gsm8k"] = [row["question"] for row in rows if split_of(GSM8K().canonical(row)) == split]

@@ -21,8 +21,9 @@ def test_gold_chains_are_sound_and_have_a_call_for_each_sum(split: str, naming: 
     for problem in with_functions(TASK.generate(60, split, 0), 0, naming=naming):
         chain = run_calls(TASK, problem, TASK.gold_calls(problem))
         assert chain.sound and len(chain.steps) == problem.level + 2
-        sums = problem.question.split("; ")
-        assert len(sums) == problem.level == len({function for function, *_ in problem.details["steps"]})
+        sums = problem.details["said"]
+        assert problem.question == sums[0] and len(sums) == len({function for function, *_ in problem.details["steps"]})
+        assert [step.result.partition("; ")[2] for step in chain.steps[: problem.level]] == [*sums[1:], ""]
         for (_, *operands), said in zip(problem.details["steps"], sums, strict=True):
             assert sorted(re.findall(r"\d+", said)) == sorted(operands)
 
@@ -40,13 +41,16 @@ def test_the_same_seed_gives_the_same_drills_and_no_split_shares_one() -> None:
     assert list(map(len, forms)) == [200, 200] and not forms[0] & forms[1]
 
 
-def test_a_wrong_function_is_no_sound_chain() -> None:
-    (problem,) = TASK.generate(1, "train", 0, levels=[1])
-    (function, a, b), answer = problem.details["steps"][0], problem.answer
-    others = [other for other in OPERATIONS if other != function]
-    for other in others:
-        chain = run_calls(TASK, problem, [f"{other}({a}, {b})", f"Answer({answer})", "Stop()"])
-        assert not chain.sound
+def test_only_the_sum_at_hand_is_accepted() -> None:
+    (problem,) = TASK.generate(1, "train", 0, levels=[2])
+    (function, a, b), _ = problem.details["steps"]
+    gold = TASK.gold_calls(problem)
+    for other in [other for other in OPERATIONS if other != function]:
+        chain = run_calls(TASK, problem, [f"{other}({a}, {b})", *gold])
+        assert chain.steps[0].result == f"Error: {other}: that is not what is asked" and not chain.sound
+        assert chain.recovered  # the sum at hand stays the same
+    assert run_calls(TASK, problem, [gold[1]]).steps[0].error == "refused"  # the next one, too early
+    assert run_calls(TASK, problem, [*gold[:2], gold[1]]).steps[-1].result.endswith("no sum is left; answer")
 
 
 def test_a_level_that_is_none_is_one_line() -> None:

@@ -4,13 +4,15 @@ a prompt offers, the one that does what is asked. With drawn names (`tasks.drill
 
 import random
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import yaml
 
-from fcdpo_utils.arithmetic import OPERATIONS, Arithmetic, Step, compute
+from fcdpo_utils.arithmetic import OPERATIONS, Arithmetic, ArithmeticTools, Step, compute
 from fcdpo_utils.numbers import format_number, parse_number
 from fcdpo_utils.problems import Problem, check_request, split_of
+from fcdpo_utils.tools import ToolError
 
 LEVELS = (1, 2, 3, 4)
 SAID = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -23,29 +25,54 @@ def _draw(function: str, rng: random.Random) -> tuple[Step, str]:
     return [function, str(a), str(b)], rng.choice(SAID[function]).format(a=a, b=b)
 
 
+def _result(step: Step) -> Fraction:
+    function, *operands = step
+    return compute(function, *map(parse_number, operands))
+
+
+class DrillTools(ArithmeticTools):
+    """One sum at a time: only a call that does it is accepted, and its result brings the next sum."""
+
+    def __init__(self, steps: Sequence[Step] = (), said: Sequence[str] = ()):
+        super().__init__()
+        self.waiting = list(zip(map(_result, steps), [*said[1:], ""], strict=True)) if steps else []
+
+    def say(self, result: Fraction) -> str:
+        if not self.waiting or result != self.waiting[0][0]:
+            raise ToolError("that is not what is asked" if self.waiting else "no sum is left; answer")
+        return "; ".join(filter(None, (format_number(result), self.waiting.pop(0)[1])))
+
+
 class Drills(Arithmetic):
-    """Sums that do not build on each other; the answer is the last result, the level how many there are."""
+    """Sums that do not build on each other, asked one after the other; the answer is the last result."""
 
     name = "drills"
-    instruction = "Work out the sums in turn, one call per message. Then answer with the last result."
+    instruction = (
+        "Do the sum with one call; the reply brings its result and the next sum. Then answer with the last result."
+    )
+    toolsets = {"one_by_one": DrillTools}
+    accepted_is_right = True
 
     def generate(self, count: int, split: str, seed: int, levels: Sequence[int] = LEVELS) -> list[Problem]:
-        """As the stories: ValueError for an unknown split or level."""
+        """As the stories; the level is the number of sums. Raises ValueError for an unknown split or level."""
         check_request(self.name, split, levels, LEVELS)
         rng, found = random.Random(f"{seed} {split}"), dict[str, Problem]()
         while len(found) < count:
             level, number = levels[len(found) % len(levels)], f"{self.name}-{split}-{len(found) + 1:04d}"
-            steps, said = zip(*(_draw(function, rng) for function in rng.sample([*OPERATIONS], level)), strict=True)
-            canonical = "; ".join(map(" ".join, steps))
+            drawn = [_draw(function, rng) for function in rng.sample([*OPERATIONS], level)]
+            canonical = "; ".join(" ".join(step) for step, _ in drawn)
             if split_of(canonical) == split and canonical not in found:
-                found[canonical] = self._problem(number, split, "; ".join(said), canonical, list(steps))
+                found[canonical] = self._problem(number, split, canonical, drawn)
         return [*found.values()]
 
-    def _problem(self, name: str, split: str, question: str, canonical: str, steps: list[Step]) -> Problem:
-        function, *operands = steps[-1]
-        answer = format_number(compute(function, *map(parse_number, operands)))
-        return Problem(name, self.name, split, len(steps), question, answer, canonical, {"steps": steps})
+    def _problem(self, name: str, split: str, canonical: str, drawn: Sequence[tuple[Step, str]]) -> Problem:
+        steps, said = map(list, zip(*drawn, strict=True))
+        answer, details = format_number(_result(steps[-1])), {"steps": steps, "said": said}
+        return Problem(name, self.name, split, len(steps), said[0], answer, canonical, details)
 
     def example(self) -> Problem:
-        steps = [["Sum", "12", "8"], ["Multiply", "2", "15"]]
-        return self._problem(f"{self.name}-example", "example", "12 plus 8; 2 times 15", "example", steps)
+        drawn = [(["Sum", "12", "8"], "12 plus 8"), (["Multiply", "2", "15"], "2 times 15")]
+        return self._problem(f"{self.name}-example", "example", "example", drawn)
+
+    def start(self, problem: Problem) -> DrillTools:
+        return self.toolset(problem.toolset)(problem.details["steps"], problem.details["said"])
