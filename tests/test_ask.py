@@ -89,6 +89,7 @@ def test_logic_is_asked_in_formulas_and_put_in_english(capsys: pytest.CaptureFix
         ("fol", "Lisa is big. Is she a guard?", "fol: English cannot be read here; ask in formulas such as "),
         ("fol", "", "fol: English cannot be read here; ask in formulas such as "),
         ("folio", "Cat(tom); Cat(tom)", "folio: its problems cannot be read from text"),
+        ("drills", "12 plus 8", "drills: its problems cannot be read from text"),
     ],
 )
 def test_what_a_task_cannot_read_is_one_line(task: str, question: str, line: str) -> None:

@@ -57,3 +57,8 @@ def test_a_level_that_is_none_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^drills: levels must be some of 1, 2, 3, 4, got \(5,\)$"):
         TASK.generate(1, "train", 0, levels=(5,))
     assert LEVELS == (1, 2, 3, 4)
+
+
+def test_more_drills_than_there_are_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^drills: no further test problem of level 1; ask for fewer problems$"):
+        TASK.generate(1_000, "test", 0, levels=[1])

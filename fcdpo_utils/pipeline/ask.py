@@ -16,6 +16,7 @@ from fcdpo_utils.plain import Sampling
 from fcdpo_utils.problems import TASKS, Problem, Task
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.students import load_student
+from fcdpo_utils.tasks.drills import Drills
 from fcdpo_utils.tasks.folio import FOLIO
 from fcdpo_utils.tasks.logic.formulas import parse_formula
 from fcdpo_utils.tasks.logic.theories import say
@@ -66,7 +67,7 @@ def problem_of(task: Task, question: str, toolset: str | None = None) -> Problem
             form = '"big(Lisa); big(x) -> guard(x); guard(Lisa)", the statement last'
             raise ValueError(f"fol: English cannot be read here; ask in formulas such as {form} ({error})") from None
         question, details = " ".join([*told, f"Statement: {last}"]), {"premises": premises, "goal": goal}
-    if isinstance(task, FOLIO):
+    if isinstance(task, FOLIO | Drills):
         raise ValueError(f"{task.name}: its problems cannot be read from text; ask another task")
     return Problem("question", task.name, "asked", 1, question, "", "", details | {"toolset": toolset})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from fcdpo_utils.arithmetic import OPERATIONS, Arithmetic, ArithmeticTools, Step, compute
+from fcdpo_utils.arithmetic import MAX_DRAWS, OPERATIONS, Arithmetic, ArithmeticTools, Step, compute
 from fcdpo_utils.numbers import format_number, parse_number
 from fcdpo_utils.problems import Problem, check_request, split_of
 from fcdpo_utils.tools import ToolError
@@ -31,11 +31,11 @@ def _result(step: Step) -> Fraction:
 
 
 class DrillTools(ArithmeticTools):
-    """One sum at a time: only a call that does it is accepted, and its result brings the next sum."""
+    """One sum at a time: only a call with its result is accepted, and what that returns brings the next sum."""
 
-    def __init__(self, steps: Sequence[Step] = (), said: Sequence[str] = ()):
+    def __init__(self, steps: Sequence[Step], said: Sequence[str]):
         super().__init__()
-        self.waiting = list(zip(map(_result, steps), [*said[1:], ""], strict=True)) if steps else []
+        self.waiting = list(zip(map(_result, steps), [*said[1:], ""], strict=True))
 
     def say(self, result: Fraction) -> str:
         if not self.waiting or result != self.waiting[0][0]:
@@ -54,15 +54,17 @@ class Drills(Arithmetic):
     accepted_is_right = True
 
     def generate(self, count: int, split: str, seed: int, levels: Sequence[int] = LEVELS) -> list[Problem]:
-        """As the stories; the level is the number of sums. Raises ValueError for an unknown split or level."""
+        """As the stories, with their errors; the level is the number of sums."""
         check_request(self.name, split, levels, LEVELS)
-        rng, found = random.Random(f"{seed} {split}"), dict[str, Problem]()
+        rng, found, draws = random.Random(f"{seed} {split}"), dict[str, Problem](), 0
         while len(found) < count:
             level, number = levels[len(found) % len(levels)], f"{self.name}-{split}-{len(found) + 1:04d}"
             drawn = [_draw(function, rng) for function in rng.sample([*OPERATIONS], level)]
             canonical = "; ".join(" ".join(step) for step, _ in drawn)
             if split_of(canonical) == split and canonical not in found:
-                found[canonical] = self._problem(number, split, canonical, drawn)
+                found[canonical], draws = self._problem(number, split, canonical, drawn), 0
+            elif (draws := draws + 1) == MAX_DRAWS:
+                raise ValueError(f"{self.name}: no further {split} problem of level {level}; ask for fewer problems")
         return [*found.values()]
 
     def _problem(self, name: str, split: str, canonical: str, drawn: Sequence[tuple[Step, str]]) -> Problem:
