@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11+, git and make:
-#   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems)
+#   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems, SYMBOLIC=yes their templates)
 #   make test    all tests
 #   make setup   only what both need
 #   make inspect an environment for Inspect alone, whose tests are skipped without it
@@ -19,12 +19,13 @@ INSPECT := $(shell sed -n 's/.*"\(inspect_ai==[0-9.]*\)".*/\1/p' pyproject.toml)
 OPENAI := $(shell sed -n 's/.*"\(openai==[0-9.]*\)".*/\1/p' pyproject.toml)
 INSPECT_SITE := $(CACHE)/$(subst _ai==,-,$(INSPECT))
 GSM8K_TASK = tasks.gsm8k={train: 240, test: 100, levels: [1, 2, 3, 4], path: "$(shell realpath -- '$(GSM8K)')"}
-GSM8K_SETTINGS = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k)
+SYMBOLIC_TASK = tasks.gsm_symbolic={train: 240, test: 100, levels: [2, 3, 4]}
+THIRD_TASK = $(if $(GSM8K),--set '$(GSM8K_TASK)' --run-dir outputs/cpu-gsm8k,$(if $(SYMBOLIC),--set '$(SYMBOLIC_TASK)' --run-dir outputs/cpu-symbolic))
 
 .PHONY: demo test setup book inspect clean
 
 demo: $(READY)
-	$(FCDPO) run --profile cpu $(GSM8K_SETTINGS)
+	$(FCDPO) run --profile cpu $(THIRD_TASK)
 
 # a process per core, each computing on one thread: threads of several processes on one core wait for each other
 test: $(READY) $(BFCL_SITE)
@@ -56,4 +57,4 @@ $(INSPECT_SITE)/ready:
 	@touch '$@'
 
 clean:
-	rm -rf $(VENV) .cache outputs/cpu outputs/cpu-gsm8k outputs/smoke
+	rm -rf $(VENV) .cache outputs/cpu outputs/cpu-* outputs/smoke
