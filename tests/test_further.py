@@ -63,7 +63,7 @@ def test_the_ablations_compare_every_variant_on_the_same_problems(further_run: P
 @pytest.mark.slow
 def test_the_out_of_distribution_sets_are_checked_for_contamination_and_compared_in_pairs(further_run: Path) -> None:
     made = store.read_json(further_run / "generalisation.json")
-    assert made["sets"]["ordering"]["n"] == 2 and made["chat"]["n"] >= 20
+    assert made["sets"]["ordering"]["n"] == 2
     overlaps = [found for by_set in made["contamination"].values() for found in by_set.values()]
     assert len(overlaps) == 2 * 4 and not any(found["duplicates"] for found in overlaps)
 

@@ -21,7 +21,7 @@ from fcdpo_utils.settings import Settings
 from fcdpo_utils.views import viewer
 from fcdpo_utils.weights import ADAPTER_FILE, known
 
-_FIGURES = ("accuracy.png", "outcomes_*.png", "levels_*.png", "training_curves.png")
+_FIGURES = ("accuracy.png", "outcomes_*.png", "levels_*.png", "training_curves.png", "chat.png")
 
 
 def render(path: Path, template: str = "report.html.j2", **values: Any) -> Path:
