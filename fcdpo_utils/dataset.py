@@ -6,6 +6,8 @@ An item is one prompt with some of its completions. Knows indices and tokens, no
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
 
 from torch.utils.data import Dataset, Sampler
 
@@ -13,6 +15,7 @@ from fcdpo_utils.preferences import Pair, Preferences
 from fcdpo_utils.settings import PreferenceSettings
 from fcdpo_utils.tokens import Tokens
 
+_FAR_MORE = 64  # tokens: a few lines of functions
 Item = dict[str, list[int]]  # "chosen" and "rejected": indices of completions
 
 
@@ -52,7 +55,8 @@ class GroupDataset(Dataset):
         if not self.groups:
             kinds = "both a correct and an incorrect" if paired else "a correct"
             raise ValueError(f"no prompt has {kinds} chain; more teacher.samples may help")
-        self.tasks = [preferences.completions[group.chosen[0]].task for group in self.groups]
+        first = [group.chosen[0] for group in self.groups]
+        self.kinds = kinds([preferences.completions[one].task for one in first], [tokens[one].ids for one in first])
         self.preferences, self.tokens, self.seed, self.epoch = preferences, tokens, seed, 0
         self.caps = (options.max_chosen, options.max_rejected)
         self.all_pairs = options.pairs == "augmented" or not paired
@@ -93,10 +97,23 @@ class GroupDataset(Dataset):
         return {"batch": GroupBatch(tuple(self.tokens[index] for index in completions), completions, sizes)}
 
 
-class TaskSampler(Sampler[int]):
-    """Indices in random order such that each run of `batch_size` of them is of one task where it can be.
+def kinds(tasks: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
+    """Which prompts begin alike: (task, number), one number for those that share far more than the whole task does."""
+    found, number = [(task, 0) for task in tasks], 0
+    for task in set(tasks):
+        order = sorted((index for index, name in enumerate(tasks) if name == task), key=ids.__getitem__)
+        common = len(commonprefix([ids[order[0]], ids[order[-1]]]))  # noqa: RUF071 tokens, not paths
+        for before, after in pairwise(order):
+            if ids[before][: common + _FAR_MORE] == ids[after][: common + _FAR_MORE]:
+                number += found[before] == (task, 0)
+                found[before] = found[after] = (task, number)
+    return found
 
-    The prompts of a task share their instructions, which a batch then passes once.
+
+class TaskSampler(Sampler[int]):
+    """Indices in random order such that each run of `batch_size` of them is of one kind where it can be.
+
+    The prompts of a task share their instructions, and some also their functions; a batch passes those once.
     """
 
     def __init__(self, dataset: GroupDataset, batch_size: int, seed: int):
@@ -112,8 +129,8 @@ class TaskSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = random.Random(f"{self.seed}/{self.dataset.epoch}")
         whole, rest = [], []
-        for task in sorted(set(self.dataset.tasks)):
-            members = [index for index, name in enumerate(self.dataset.tasks) if name == task]
+        for kind in sorted(set(self.dataset.kinds)):
+            members = [index for index, name in enumerate(self.dataset.kinds) if name == kind]
             rng.shuffle(members)
             full = len(members) - len(members) % self.batch_size
             whole += [members[start : start + self.batch_size] for start in range(0, full, self.batch_size)]

@@ -44,6 +44,7 @@ class TaskSettings(SettingsGroup):
     levels: tuple[int, ...] = Field(default=(), description="difficulty levels, taken in turn; of an own task: all")
     toolset: Toolsets = Field(default=(), description="a name, or several for problems in turn; () is the default one")
     naming: Naming = Field(default="fixed", description="of training problems: whose names their functions go by")
+    share_names: int = Field(default=1, ge=1, description="so many have drawn names in common; a step passes them once")
     missing: float = Field(default=0.0, ge=0, le=1, description="share of them that lack a function they need")
     path: File | None = Field(default=None, description="of gsm8k and folio: a JSONL file; relative to the checkout")
     test_path: File | None = Field(default=None, description="another such file for the held-out problems")

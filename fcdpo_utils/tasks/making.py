@@ -17,21 +17,31 @@ def make_problems(name: str, settings: TaskSettings, seed: int) -> list[Problem]
         TASKS[name].generate(count, split, seed, levels=settings.levels, **options)
         for split, count in (("train", settings.train), ("test", settings.test))
     )
-    train = with_functions(train, seed, settings.toolset, settings.naming, settings.missing)
+    train = with_functions(train, seed, settings.toolset, settings.naming, settings.missing, settings.share_names)
     return [*train, *with_functions(test, seed, settings.toolset)]
 
 
 def with_functions(
-    problems: Sequence[Problem], seed: int, toolsets: Toolsets = (), naming: Naming = "fixed", missing: float = 0.0
+    problems: Sequence[Problem],
+    seed: int,
+    toolsets: Toolsets = (),
+    naming: Naming = "fixed",
+    missing: float = 0.0,
+    share: int = 1,
 ) -> list[Problem]:
-    """Each problem with its toolset and what is shown of it; names of held-out ones come from pools of their own."""
-    found, names = [], toolsets or (None,)
+    """Each problem with its toolset and what is shown of it; names of held-out ones come from pools of their own.
+
+    `share`: so many problems of a toolset, as they come, have the names of the first of them.
+    """
+    found, names, alike = [], toolsets or (None,), {}
     for place, problem in enumerate(problems):
         task, (turn, number) = TASKS[problem.task], divmod(place, len(names))
         # each turn in an order of its own: levels and answers come in turn, too
         toolset = random.Random(f"toolset/{seed}/{turn}").sample(names, len(names))[number]
         tools, held_out, key = task.toolset(toolset), problem.split != "train", f"{seed}/{problem.id}"
-        functions = draw_names(tools, naming, held_out, key, unable=missing > 0)
+        first, count = alike[toolset] if alike.get(toolset, ("", share))[1] < share else (key, 0)
+        alike[toolset] = first, count + 1
+        functions = draw_names(tools, naming, held_out, first, unable=missing > 0)
         drawn = {"toolset": toolset if tools is not task.toolset(None) else None, "functions": functions}
         shown = replace(problem, details=problem.details | {name: value for name, value in drawn.items() if value})
         found.append(_lacking_one(shown, missing, f"missing/{key}") if missing else shown)
