@@ -4,9 +4,9 @@ An item is one prompt with some of its completions. Knows indices and tokens, no
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from os.path import commonprefix
 
 from torch.utils.data import Dataset, Sampler
@@ -15,7 +15,6 @@ from fcdpo_utils.preferences import Pair, Preferences
 from fcdpo_utils.settings import PreferenceSettings
 from fcdpo_utils.tokens import Tokens
 
-_FAR_MORE = 64  # tokens: a few lines of functions
 Item = dict[str, list[int]]  # "chosen" and "rejected": indices of completions
 
 
@@ -53,8 +52,8 @@ class GroupDataset(Dataset):
         paired = options.max_rejected > 0
         self.groups = [group for group in preferences.groups if group.usable or (group.chosen and not paired)]
         if not self.groups:
-            kinds = "both a correct and an incorrect" if paired else "a correct"
-            raise ValueError(f"no prompt has {kinds} chain; more teacher.samples may help")
+            needed = "both a correct and an incorrect" if paired else "a correct"
+            raise ValueError(f"no prompt has {needed} chain; more teacher.samples may help")
         first = [group.chosen[0] for group in self.groups]
         self.kinds = kinds([preferences.completions[one].task for one in first], [tokens[one].ids for one in first])
         self.preferences, self.tokens, self.seed, self.epoch = preferences, tokens, seed, 0
@@ -97,17 +96,13 @@ class GroupDataset(Dataset):
         return {"batch": GroupBatch(tuple(self.tokens[index] for index in completions), completions, sizes)}
 
 
-def kinds(tasks: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
-    """Which prompts begin alike: (task, number), one number for those that share far more than the whole task does."""
-    found, number = [(task, 0) for task in tasks], 0
-    for task in set(tasks):
-        order = sorted((index for index, name in enumerate(tasks) if name == task), key=ids.__getitem__)
-        common = len(commonprefix([ids[order[0]], ids[order[-1]]]))  # noqa: RUF071 tokens, not paths
-        for before, after in pairwise(order):
-            if ids[before][: common + _FAR_MORE] == ids[after][: common + _FAR_MORE]:
-                number += found[before] == (task, 0)
-                found[before] = found[after] = (task, number)
-    return found
+def kinds(tasks: Sequence[str], ids: Sequence[Sequence[int]]) -> list[tuple]:
+    """Which prompts begin alike: (task, tokens), the latter () but where some share far more than the whole task."""
+    prompts = list(zip(tasks, ids, strict=True))
+    common = {name: commonprefix([own for task, own in prompts if task == name]) for name in set(tasks)}  # noqa: RUF071
+    keys = [(task, tuple(own[: len(common[task]) + 64])) for task, own in prompts]  # a few lines of functions more
+    counts = Counter(keys)
+    return [key if counts[key] > 1 else (key[0], ()) for key in keys]
 
 
 class TaskSampler(Sampler[int]):

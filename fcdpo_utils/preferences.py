@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,12 +75,8 @@ class Preferences:
         }
 
 
-def prompt_of(chain: Chain) -> str:
-    return chain.problem_id
-
-
 def build_preferences(
-    chains: Iterable[tuple[str, Chain]], label: Label = "sound", by: Callable[[Chain], Hashable] = prompt_of
+    chains: Iterable[tuple[str, Chain]], label: Label = "sound", by: Callable = attrgetter("problem_id")
 ) -> Preferences:
     """Group (task, chain) `by` prompt, drop repeated chains, and label the rest; "shuffled": labels dealt anew."""
     grouped: dict[Hashable, dict[tuple, tuple[str, Chain]]] = {}

@@ -4,7 +4,6 @@ Knows how weights are loaded, not what for. Any causal language model that loads
 """
 
 import contextlib
-import ctypes
 import importlib.util
 import io
 import os
@@ -45,7 +44,6 @@ def load_student(
 
     Raises `ModelError` where the source is missing, unreachable or too large for the GPU.
     """
-    _keep_freed_memory()
     folder, file = settings.source, {}
     if folder == "embedded":
         folder = embedded_student()
@@ -120,12 +118,3 @@ def describe(model: PreTrainedModel) -> str:
 def free_memory() -> None:
     """Give back what models that nobody refers to any more still hold."""
     clear_device_cache(garbage_collection=True)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large freed blocks: else every big tensor is mapped, zeroed and unmapped anew on a CPU."""
-    if not torch.cuda.is_available():
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -3,7 +3,7 @@
 import pytest
 from small import GROUPS, TOKENS, data_of
 
-from fcdpo_utils.dataset import TaskSampler
+from fcdpo_utils.dataset import TaskSampler, kinds
 from fcdpo_utils.preferences import PromptGroup
 
 
@@ -62,3 +62,12 @@ def test_batches_hold_one_task_each() -> None:
     assert all(len({tasks[i] for i in batch}) == 1 for batch in batches)
     sampler.set_epoch(1)
     assert list(sampler) != order
+
+
+def test_prompts_that_share_their_functions_are_kinds_of_a_task() -> None:
+    a, b, c = ([start, *range(100, 170)] for start in (1, 2, 3))  # as long as a few lines of functions
+    ids = [[7, *a, 8], [7, *b, 8], [7, *a, 9], [7, *c, 8], [7, *b, 9, 9]]
+    found = kinds(["t"] * 5, ids)
+    assert found[0] == found[2] and found[1] == found[4] and found[0] != found[1] and found[3] == ("t", ())
+    assert kinds(["t", "u"], [[7, *a], [7, *a]]) == [("t", ()), ("u", ())]  # all of a task share all there is
+    assert kinds(["t"] * 3, [[7, *a, 1], [7, *a, 2], [7, *a, 3]]) == [("t", ())] * 3

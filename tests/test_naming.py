@@ -228,3 +228,11 @@ def test_a_users_function_is_described_in_the_users_words_even_where_its_name_is
         new, says = functions["Sum"]
         assert says == "What two sets hold together." and "sum" in new.lower()
         assert functions["Stop"][1] in [Toolset.functions()["Stop"].doc, *chain(*WORDS["Stop"]["says"].values())]
+
+
+def test_problems_of_a_toolset_share_names_as_many_as_asked() -> None:
+    made = TASKS["arithmetic"].generate(24, "train", 0, levels=(2, 3))
+    shown = with_functions(made, 0, ("steps", "expression"), "natural", share=4)
+    for toolset in ("steps", "expression"):
+        names = [p.functions for p in shown if (p.toolset or "steps") == toolset]
+        assert [names.count(one) for one in names] == [4] * 12
