@@ -170,6 +170,10 @@ BROKEN = {
     ),
     "another function's example": (('@tool("Base(3)")', '@tool("Bass(3)")'),  "shipping: the example of Base, 'Bass("),
     "an example of no call": (('@tool("Base(3)")', '@tool("Base(\'x\')")'), "shipping: the example of Base, "),
+    "the name to abstain by": (
+        (BASE, f'    @tool("Unable()")\n    def Unable(self) -> str:\n        """No."""\n        return ""\n\n{BASE}'),
+        "shipping: Unable is how problems of any task say that a function is missing; rename yours",
+    ),
     "long help": (("Price of one parcel", "Price " * 50), "shipping: the help of Base has more than 200 characters"),
     "generator of nothing": ((GENERATED, "problems=lambda: []"), "shipping: problems: there are none"),
     "generator that fails": ((GENERATED, "problems=lambda: 1 / 0"), "shipping: problems: division by zero"),

@@ -228,6 +228,8 @@ class OwnTask(Task):
                 _require(call.name == function.name, f"a call of {call.name}")
             except (CallError, TypeError, OwnTaskError) as error:
                 yield f"{said} is no call of it: {error}"
+            if function.name == "Unable":
+                yield f"{self.name}: Unable is how problems of any task say that a function is missing; rename yours"
             if len(function.help()) > MAX_HELP_CHARACTERS:
                 yield f"{self.name}: the help of {function.name} has more than {MAX_HELP_CHARACTERS} characters"
         if why := self._unsound(self.shown, calls):
