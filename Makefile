@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11+, git and make:
-#   make demo    the whole pipeline with the embedded student on this CPU (GSM8K=PATH adds real problems, SYMBOLIC=yes their templates)
+#   make demo    the whole pipeline with the embedded student on this CPU; GSM8K=PATH adds real problems, SYMBOLIC=yes
+#                problems of real wording from templates
 #   make test    all tests
 #   make setup   only what both need
 #   make inspect an environment for Inspect alone, whose tests are skipped without it
