@@ -16,6 +16,9 @@ from fcdpo_utils.episode import Chain, prompt, run_calls
 from fcdpo_utils.onpolicy import first_wrong, preference_data, split_problems, warm_up
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.problems import TASKS, Problem
+from fcdpo_utils.settings import Limits
+from fcdpo_utils.tasks.making import with_functions
+from fcdpo_utils.teachers.own import mended
 from fcdpo_utils.train import tokenise
 
 SETTINGS = settings_of()
@@ -168,3 +171,20 @@ def test_the_warm_up_trains_on_correct_chains_alone(tmp_path: Path, smoke: Smoke
     assert warm_up(tmp_path / "none", [], [], *run) is None
     further = settings_of(f"warm_up.adapter={adapter}")
     assert warm_up(tmp_path / "none", first, [], further, plain, silent) == adapter
+
+
+@pytest.mark.parametrize("naming", ["fixed", "invented"])
+def test_the_teacher_goes_on_after_the_students_rejected_call(naming: str) -> None:
+    (problem,) = with_functions(TASKS["fol"].generate(1, "train", 0, levels=(2,)), 0, naming=naming)
+    gold = [step.call for step in run_calls(TASKS["fol"], problem, TASKS["fol"].gold_calls(problem)).steps]
+    wrong = gold[0].replace("(", '("not ', 1).replace('"not "', '"not ')
+    begun = chain_of(gold[0], gold[1], wrong, gold[0], problem=problem)
+    astray = chain_of(gold[1], wrong, problem=problem)
+    ((name, chain),) = mended(
+        [("fol", begun), ("fol", astray), ("fol", chain_of(*gold, problem=problem))], [problem], Limits()
+    )
+    assert name == "fol" and chain.recovered and not chain.sound
+    assert [step.call for step in chain.steps] == [*gold[:2], wrong, *gold[2:]] and chain.steps[2].error == "refused"
+    assert mended([("fol", begun)], [problem], Limits(errors=1)) == []  # where an error ends a chain, none goes on
+    hinted = mended([("fol", begun)], [problem], Limits(hints=True))[0][1]
+    assert "it states" in hinted.steps[2].result

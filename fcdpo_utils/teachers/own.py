@@ -1,13 +1,15 @@
 """The student as a teacher: its own chains on problems that it was not warmed up on, labelled by running them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fcdpo_utils.chains import load_chains
+from fcdpo_utils.episode import run_calls
 from fcdpo_utils.onpolicy import Chains, split_problems, warm_up
 from fcdpo_utils.plain import Engine, Progress
-from fcdpo_utils.problems import Problem, load_problems
-from fcdpo_utils.settings import Settings, TeacherSettings
+from fcdpo_utils.problems import TASKS, Problem, load_problems
+from fcdpo_utils.settings import Limits, Settings, TeacherSettings
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
 from fcdpo_utils.trainer import distributed_state
@@ -30,7 +32,25 @@ def own_chains(
     limits = settings.limits.model_copy(update={"errors": options.errors})
     own = settings.model_copy(update={"teacher": teacher, "limits": limits})
     make_chains(path, problems, own, build_teacher, progress("own chains"))
-    return load_chains(path)
+    made = load_chains(path)
+    return [*made, *mended(made, problems, settings.limits)] if options.mended else made
+
+
+def mended(chains: Chains, problems: Iterable[Problem], limits: Limits) -> Chains:
+    """The student's chains up to their first rejected call, each with how the teacher goes on from there.
+
+    Only of those that begin as the teacher's solution does, so that what follows it belongs to what came before. Each
+    is valid in the end; its rejected call is the student's own, as in DAgger (Ross et al., arXiv 1011.0686).
+    """
+    by_id, found = {problem.id: problem for problem in problems}, []
+    for name, chain in chains:
+        problem, calls = by_id[chain.problem_id], [step.call for step in chain.steps]
+        gold = [step.call for step in run_calls(TASKS[name], problem, TASKS[name].gold_calls(problem)).steps]
+        place = next((place for place, step in enumerate(chain.steps) if step.error), len(calls))
+        if place < len(calls) and calls[:place] == gold[:place]:
+            whole = run_calls(TASKS[name], problem, [*calls[: place + 1], *gold[place:]], limits)
+            found += [(name, whole)] if whole.recovered else []
+    return found
 
 
 class Start(NamedTuple):
