@@ -120,9 +120,7 @@ class OwnChainsSettings(SettingsGroup):
     samples: int = Field(default=0, ge=0, description="of each problem; 0: only the teacher's chains are used")
     temperature: float = Field(default=1.0, gt=0)
     errors: int = Field(default=1, ge=1, description="a chain ends at so many; from 2 on some get up after one")
-    mended: bool = Field(
-        default=False, description="also with the teacher going on after an error; label valid uses it"
-    )
+    mended: bool = Field(default=False, description="the teacher goes on after their errors; see label valid")
 
 
 class PreferenceSettings(SettingsGroup):
