@@ -25,7 +25,7 @@ def own_chains(
     student, options = settings.student, settings.own_chains
     if not options.samples:
         return []
-    given = student.model_dump(exclude={"source"}) | options.model_dump(exclude={"errors"})
+    given = student.model_dump(exclude={"source"}) | options.model_dump(exclude={"errors", "mended"})
     given |= {"adapter": adapter and str(adapter), "turn_tokens": settings.evaluation.turn_tokens}
     concurrency = settings.evaluation.batch_size
     teacher = TeacherSettings(kind="local", model=student.source, concurrency=concurrency, **given)
