@@ -264,3 +264,9 @@ def test_a_training_is_reported_to_whom_the_settings_say(monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(settings_module, "find_spec", lambda name: name)
     assert load_settings("smoke", ["report_to=tensorboard"]).report_to == "tensorboard"
+
+
+def test_mended_chains_want_the_label_that_takes_them() -> None:
+    line = "setting own_chains.mended: mended chains are incorrect ones, but for preferences.label=valid"
+    assert error_of("own_chains.mended=true") == line
+    assert load_settings("smoke", ["own_chains.mended=true", "preferences.label=valid"]).own_chains.mended
