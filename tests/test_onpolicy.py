@@ -18,6 +18,7 @@ from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.problems import TASKS, Problem
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tasks.making import with_functions
+from fcdpo_utils.teachers import own as own_teacher
 from fcdpo_utils.teachers.own import mended
 from fcdpo_utils.train import tokenise
 
@@ -188,3 +189,16 @@ def test_the_teacher_goes_on_after_the_students_rejected_call(naming: str) -> No
     assert mended([("fol", begun)], [problem], Limits(errors=1)) == []  # where an error ends a chain, none goes on
     hinted = mended([("fol", begun)], [problem], Limits(hints=True))[0][1]
     assert "it states" in hinted.steps[2].result
+
+
+def test_own_chains_come_with_the_mended_ones_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    problem = replace(PROBLEM, details={"steps": [["Sum", "3", "4"], ["Multiply", "7", "2"]]})
+    made = [("arithmetic", chain_of("Sum(3, 4)", "Divide(7, 0)"))]
+    monkeypatch.setattr(own_teacher, "make_chains", lambda *_: None)
+    monkeypatch.setattr(own_teacher, "load_chains", lambda _: made)
+    asked = settings_of("own_chains.samples=1", "own_chains.mended=true", "preferences.label=valid")
+    plain_ones, both = (
+        own_teacher.own_chains(tmp_path / "x", [problem], settings, None, silent)
+        for settings in (settings_of("own_chains.samples=1"), asked)
+    )
+    assert plain_ones == made and both[:1] == made and [chain.recovered for _, chain in both[1:]] == [True]

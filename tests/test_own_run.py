@@ -33,8 +33,7 @@ student: {source: STUDENT, dtype: float32}
 training: {learning_rate: 1.0e-3, prompts_per_step: 2, lora_rank: 4, lora_alpha: 8}
 evaluation: {batch_size: 4, turn_tokens: 16}
 warm_up: {share: 0.5, prompts_per_step: 2}
-own_chains: {samples: 2, mended: true}
-preferences: {label: valid}
+own_chains: {samples: 2}
 ablations: [{question: augmentation, name: "D*", change: [preferences.pairs=original]}]
 expected_minutes: [0.2, 0.2, 0.2, 0.7, 0.7]
 """
