@@ -1,6 +1,7 @@
 """The problems of a run: as many of each task as the settings want, each with the functions that it offers."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -33,15 +34,16 @@ def with_functions(
 
     `share`: so many problems of a toolset, as they come, have the names of the first of them.
     """
-    found, names, alike = [], toolsets or (None,), {}
+    found, names, counts, first = [], toolsets or (None,), Counter(), {}
     for place, problem in enumerate(problems):
         task, (turn, number) = TASKS[problem.task], divmod(place, len(names))
         # each turn in an order of its own: levels and answers come in turn, too
         toolset = random.Random(f"toolset/{seed}/{turn}").sample(names, len(names))[number]
         tools, held_out, key = task.toolset(toolset), problem.split != "train", f"{seed}/{problem.id}"
-        first, count = alike[toolset] if alike.get(toolset, ("", share))[1] < share else (key, 0)
-        alike[toolset] = first, count + 1
-        functions = draw_names(tools, naming, held_out, first, unable=missing > 0)
+        if counts[toolset] % share == 0:
+            first[toolset] = key
+        counts[toolset] += 1
+        functions = draw_names(tools, naming, held_out, first[toolset], unable=missing > 0)
         drawn = {"toolset": toolset if tools is not task.toolset(None) else None, "functions": functions}
         shown = replace(problem, details=problem.details | {name: value for name, value in drawn.items() if value})
         found.append(_lacking_one(shown, missing, f"missing/{key}") if missing else shown)

@@ -44,12 +44,14 @@ def mended(chains: Chains, problems: Iterable[Problem], limits: Limits) -> Chain
     """
     by_id, found = {problem.id: problem for problem in problems}, []
     for name, chain in chains:
-        problem, calls = by_id[chain.problem_id], [step.call for step in chain.steps]
-        gold = [step.call for step in run_calls(TASKS[name], problem, TASKS[name].gold_calls(problem)).steps]
-        place = next((place for place, step in enumerate(chain.steps) if step.error), len(calls))
-        if place < len(calls) and calls[:place] == gold[:place]:
-            whole = run_calls(TASKS[name], problem, [*calls[: place + 1], *gold[place:]], limits)
-            found += [(name, whole)] if whole.recovered else []
+        place = next((place for place, step in enumerate(chain.steps) if step.error), None)
+        if place is None:
+            continue
+        task, problem, calls = TASKS[name], by_id[chain.problem_id], [step.call for step in chain.steps[: place + 1]]
+        gold = [step.call for step in run_calls(task, problem, task.gold_calls(problem)).steps]
+        whole = run_calls(task, problem, [*calls, *gold[place:]], limits)
+        if calls[:-1] == gold[:place] and whole.recovered:
+            found.append((name, whole))
     return found
 
 
