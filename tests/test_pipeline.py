@@ -384,6 +384,13 @@ def test_a_cell_that_takes_too_long_fails_the_run(tmp_path: Path, monkeypatch: p
         runner.run("smoke", run_dir=folder, cell_timeout=2)
 
 
+def test_a_papermill_that_does_not_start_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stage_of(tmp_path, monkeypatch, RECORD)
+    monkeypatch.setattr(runner, "_PAPERMILL", "raise ImportError('no papermill here')")
+    with pytest.raises(StageError, match="stage 01_only failed: ImportError: no papermill here"):
+        runner.run("smoke", run_dir=folder)
+
+
 def test_notebooks_run_in_their_own_folder_and_leave_what_they_make_where_the_caller_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

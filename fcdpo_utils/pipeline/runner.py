@@ -7,6 +7,7 @@ nothing of what they compute.
 
 import ast
 import ctypes
+import json
 import os
 import re
 import shlex
@@ -17,10 +18,10 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from fcdpo_utils import store
 from fcdpo_utils.fingerprint import ROOT
@@ -30,8 +31,17 @@ from fcdpo_utils.pipeline.stage import PARAMETERS, PROGRESS, RUN_TOKEN, format_s
 from fcdpo_utils.settings import STARTED_IN
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts; page faults cost much time
-# papermill's command without a grammar of web addresses that no notebook needs: two thirds of the time to start it
-_PAPERMILL = "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
+# papermill's command, which waits for its log and arguments when all is imported; without a grammar of web addresses
+# and Hadoop's files, which no notebook needs: two thirds of the time to start it
+_PAPERMILL = """
+import json, os, sys
+sys.modules |= {"rfc3987_syntax": None, "pyarrow": None}
+from papermill.cli import papermill
+log, *sys.argv[1:] = json.load(sys.stdin)
+for stream in (1, 2):
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
+papermill()
+"""
 _SILENCE_SECONDS = 20  # how often a status line is printed where the output is no terminal
 
 
@@ -40,13 +50,17 @@ class StageError(Exception):
 
 
 class _Run(NamedTuple):
-    """What the stages of one call share; `head` opens the manifest, `token` tells their records from other runs'."""
+    """What the stages of one call share; `head` opens the manifest, `token` tells their records from other runs'.
+
+    `waiting`: the process that the next stage gets, started while the one before it ran.
+    """
 
     settings: RunSettings
     folder: Path
     head: dict[str, Any]
-    options: list[str]  # of papermill
+    options: list[Any]  # of papermill
     token: str
+    waiting: list[subprocess.Popen]
 
 
 def run(
@@ -71,9 +85,11 @@ def run(
     folder, token = open_run_dir(profile, str(run_dir or "")), uuid.uuid4().hex
     profile = profile if profile == settings.profile else str(Path(profile).absolute())  # notebooks work elsewhere
     parameters = store.dump(dict(zip(PARAMETERS, (profile, str(folder), shlex.join(overrides)), strict=True)))
-    options = ["-k", "python3", "-y", parameters, "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
-    this = _Run(settings, folder, manifest.head(settings, overrides), options, token)
-    with lock(folder / "run.lock"):
+    options = ["-k", "python3", "-y", parameters, "--no-progress-bar", "--cwd", manifest.NOTEBOOKS]
+    options += ["--execution-timeout", cell_timeout]
+    this = _Run(settings, folder, manifest.head(settings, overrides), options, token, [])
+    with lock(folder / "run.lock"), ExitStack() as at_the_end:
+        at_the_end.callback(_end, this.waiting)
         (folder / "notebooks").mkdir(exist_ok=True)
         for number, (spec, what) in enumerate(plan, start=1):
             place = f"[{number}/{len(plan)}] {spec.name}"
@@ -161,19 +177,35 @@ def _papermill(this: _Run, spec: manifest.StageSpec, place: str, later: float) -
     for left in (record_path(this.folder, spec.name), this.folder / PROGRESS):  # by an earlier run or stage
         left.unlink(missing_ok=True)
     source, target = manifest.NOTEBOOKS / f"{spec.name}.ipynb", this.folder / manifest.executed(spec)
-    command = [sys.executable, "-c", _PAPERMILL, source, target, *this.options, "--cwd", manifest.NOTEBOOKS]
+    log = target.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    with open(log, "a", encoding="utf-8") as output:  # two processes may write
+        process = this.waiting.pop() if this.waiting else _start(this, output)
+        try:
+            with suppress(BrokenPipeError), process.stdin as line:  # where it died meanwhile, the log says why
+                line.write(json.dumps([str(part) for part in (log, source, target, *this.options)]))
+            if later:  # another stage follows
+                this.waiting.append(_start(this, output))
+            _watch(process, place, this.folder, later)
+        finally:
+            _end([process])
+    return process.returncode
+
+
+def _start(this: _Run, output: TextIO) -> subprocess.Popen:
+    """A process that imports papermill and then waits; what goes wrong until then is written to `output`."""
     environment = {**HUGE_PAGES, **os.environ, RUN_TOKEN: this.token, "PYTHONPATH": str(ROOT), STARTED_IN: os.getcwd()}
     # PR_SET_PDEATHSIG; the kernel ends with papermill
     ends_with_us = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL) if sys.platform == "linux" else None
-    with open(target.with_suffix(".log"), "w", encoding="utf-8") as output:
-        options = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment, "preexec_fn": ends_with_us}
-        process = subprocess.Popen(command, **options)
-        try:
-            _watch(process, place, this.folder, later)
-        finally:
-            process.terminate()
-            process.wait()
-    return process.returncode
+    pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", _PAPERMILL], env=environment, preexec_fn=ends_with_us, **pipes)
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.stdin.close()
+        process.terminate()
+        process.wait()
 
 
 def _watch(process: subprocess.Popen, place: str, folder: Path, later: float) -> None:
