@@ -175,3 +175,12 @@ def test_llama_cpp_answers_as_our_engine_does(tmp_path: Path) -> None:
     run("benchmarks/rollouts.py", *options)
     for row in store.read_json(tmp_path / "out.json")["rows"]:
         assert row["same_first_turns"] > 0 and 0 <= row["outside"] < 1 and row["ratio"] > 0
+
+
+@pytest.mark.nightly
+def test_a_step_is_computed_in_other_ways_with_the_same_gradients(tmp_path: Path) -> None:
+    said = run(
+        "benchmarks/step.py", "--steps", "1", "--variants", "addmm", "lora,flash,norms", "--json", str(tmp_path / "f")
+    )
+    assert said.count("ratio") == 3
+    assert all(0 < figures["share_of_peak"] < 1 for figures in store.read_json(tmp_path / "f")["variants"].values())

@@ -203,8 +203,8 @@ def _start(this: _Run, output: TextIO) -> subprocess.Popen:
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
     for process in processes:
-        process.stdin.close()
         process.terminate()
+        process.stdin.close()
         process.wait()
 
 

@@ -1,0 +1,281 @@
+"""What a training step would gain from fewer passes over memory: as built, and computed in other ways, in turn.
+
+    python benchmarks/step.py [--steps 12] [--variants lora flash ...] [--threads 1] [--json F]
+
+Each step of the demo's warm-up (two prompts, one correct chain each; the embedded student in this machine's fastest
+type) is taken once by each variant, one after the other, so that a machine's moods meet them all; prints the median of
+the ratios, and the share of the measured peak of matrix products that is useful work. Variants joined by a comma are
+used together; one whose gradients differ from the built ones ends the program. None of these is built into the
+package: docs/history.md says what they gave.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from dpo import product_flops
+from peft import PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora.layer import Linear
+from torch import Tensor
+from torch.nn.functional import linear, silu
+from transformers.models.llama import modeling_llama as llama
+
+from fcdpo_utils import engine
+from fcdpo_utils.engine import trees
+from fcdpo_utils.episode import prompt, run_calls
+from fcdpo_utils.lab.settings import load_settings
+from fcdpo_utils.problems import TASKS
+from fcdpo_utils.students import load_student
+from fcdpo_utils.tokens import Tokens, encode_chat
+from fcdpo_utils.trainer import float32_adapters, lora_config
+
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+# ---- other ways to compute the same
+
+
+class Adapted(torch.autograd.Function):
+    """y = x W' + (x A')(s B)', by products alone. x: (rows, n), weight: (m, n), a: (rank, n), b: (m, rank)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        a, b = a.to(weight.dtype), (b * scale).to(weight.dtype)
+        low = x @ a.T
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scale = scale
+        return linear(x, weight, bias).addmm_(low, b.T)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        grad_low = grad @ b
+        grad_x = (grad @ weight).addmm_(grad_low, a)
+        return grad_x, None, None, grad_low.T @ x, (grad.T @ low).mul_(ctx.scale), None
+
+
+def _parts(layer: Linear) -> tuple[Tensor, Tensor, float]:
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+def adapted(layer: Linear, x: Tensor) -> Tensor:
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+    return Adapted.apply(x.flatten(0, -2), weight, bias, *_parts(layer)).view(*x.shape[:-1], -1)
+
+
+def adapted_by_autograd(layer: Linear, x: Tensor) -> Tensor:
+    rows, (a, b, scale) = x.flatten(0, -2), _parts(layer)
+    low = rows @ a.to(x.dtype).T
+    return torch.addmm(layer.base_layer(rows), low, b.to(x.dtype).T, alpha=scale).view(*x.shape[:-1], -1)
+
+
+class FlashAttention(torch.autograd.Function):
+    """As the package's tree attention, by torch's flash kernel for the CPU."""
+
+    @staticmethod
+    def _tile(states: tuple[Tensor, ...], rows: slice, keys: Any, window: int | None) -> tuple[list[Tensor], dict]:
+        """A tile's queries (of all groups in one head), keys and values, with a batch of 1; the kernel's options."""
+        query, key, value = states
+        parts = [query[:, :, rows].flatten(1, 2)[None], *(trees._seen(x, keys)[None] for x in (key, value))]
+        count, length = parts[1].shape[2], rows.stop - rows.start
+        mask = query.new_full((length, count), -torch.inf).triu_(count - length + 1)
+        if window is not None and count > window:
+            mask.masked_fill_(trees.too_far(torch.arange(count - length, count), count, window), -torch.inf)
+        return parts, {"attn_mask": mask.repeat(query.shape[1], 1), "scale": 1.0}
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Any, window: int | None) -> Tensor:
+        output, normalisers = torch.empty_like(query), []
+        for rows, keys in trees._tiles(segments):
+            parts, options = FlashAttention._tile((query, key, value), rows, keys, window)
+            part, normaliser = FLASH(*parts, **options)
+            output[:, :, rows] = part.view_as(output[:, :, rows])
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, output, *normalisers)
+        ctx.segments, ctx.window = segments, window
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, *normalisers = ctx.saved_tensors
+        grads = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (query, key, value)]
+        for (rows, keys), normaliser in zip(trees._tiles(ctx.segments), normalisers, strict=True):
+            parts, options = FlashAttention._tile((query, key, value), rows, keys, ctx.window)
+            upstream, made = (x[:, :, rows].flatten(1, 2)[None] for x in (grad, output))
+            slopes = FLASH_BACKWARD(upstream, *parts, made, normaliser, 0.0, False, **options)
+            grads[0][:, :, rows] = slopes[0].view_as(query[:, :, rows])
+            for total, slope in zip(grads[1:], slopes[1:], strict=True):
+                trees._add_to_seen(total, slope[0], keys)
+        return *(total.to(x.dtype) for total, x in zip(grads, (query, key, value), strict=True)), None, None
+
+
+class Norm(torch.autograd.Function):
+    """RMSNorm whose weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        rows = x.float()
+        mean_square = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse = mean_square.add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (rows * inverse).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        slope, rows = (grad * weight).float(), x.float()
+        along = (slope * rows).sum(-1, keepdim=True).mul_(inverse.square() / x.shape[-1])
+        return slope.addcmul_(rows, along, value=-1).mul_(inverse).to(x.dtype), None, None
+
+
+class Gated(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+def _gated_by(product: Any) -> Any:
+    return lambda mlp, x: mlp.down_proj(product(mlp.gate_proj(x), mlp.up_proj(x)))
+
+
+@torch.compile(dynamic=True)
+def compiled_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    rows = x.float()
+    return weight * (rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+@torch.compile(dynamic=True)
+def compiled_gate(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate) * up
+
+
+VARIANTS: dict[str, list[tuple[Any, str, Any]]] = {  # what is replaced, by what
+    "built": [],
+    "lora": [(Linear, "forward", adapted)],
+    "addmm": [(Linear, "forward", adapted_by_autograd)],
+    "flash": [(trees, "_TreeAttention", FlashAttention)],
+    "norms": [
+        (llama.LlamaRMSNorm, "forward", lambda norm, x: Norm.apply(x, norm.weight, norm.variance_epsilon)),
+        (llama.LlamaMLP, "forward", _gated_by(Gated.apply)),
+    ],
+    "compile": [
+        (llama.LlamaRMSNorm, "forward", lambda norm, x: compiled_norm(x, norm.weight, norm.variance_epsilon)),
+        (llama.LlamaMLP, "forward", _gated_by(compiled_gate)),
+        (llama, "apply_rotary_pos_emb", torch.compile(llama.apply_rotary_pos_emb, dynamic=True)),
+    ],
+}
+
+
+@contextmanager
+def variant(names: str) -> Iterator[None]:
+    with ExitStack() as replaced:
+        for place in (place for name in names.split(",") for place in VARIANTS[name]):
+            replaced.enter_context(patch.object(*place))
+        yield
+
+
+# ---- the work
+
+
+def student_and_steps(count: int) -> tuple[PeftModel, list[list[Tokens]]]:
+    """The student with fresh adapters, and the sequences of `count` steps, of both tasks of the demo."""
+    settings = load_settings("cpu")
+    model, tokenizer = load_student(settings.student)
+    found = []
+    for name in settings.tasks:
+        task = TASKS[name]
+        problems = list(task.generate(count + count % 2, "train", 0, levels=settings.tasks[name].levels))
+        chats = [prompt(task, one) + run_calls(task, one, task.gold_calls(one)).messages() for one in problems]
+        found += [[encode_chat(tokenizer, chat) for chat in chats[at : at + 2]] for at in range(0, len(chats), 2)]
+    torch.manual_seed(0)
+    model = get_peft_model(model, lora_config(settings.training)).train()
+    float32_adapters(model)
+    return model, random.Random(0).sample(found, count)
+
+
+def gradients(model: PeftModel, sequences: list[Tokens]) -> None:
+    """The passes of one step, forward and backward."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with engine.while_training(model), disable_input_dtype_casting(model), autocast:
+        log_probs, *_ = engine.log_probs(model, sequences, 4000)
+        (-log_probs.sum() / sum(sum(one.policy) for one in sequences)).backward()
+
+
+def difference(model: PeftModel, sequences: list[Tokens], name: str) -> float:
+    """Relative distance of a variant's gradients from the built ones; compiles, where something is to be compiled."""
+    found = []
+    for one in ("built", name):
+        with variant(one):
+            gradients(model, sequences)
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+        model.zero_grad()
+    return float((found[1] - found[0]).norm() / found[0].norm())
+
+
+def useful_flops(model: PeftModel, steps: list[list[Tokens]]) -> float:
+    """Two products with every frozen weight for each token, and with the output head for each scored one."""
+    config, trees_of = model.config, [trees.build_tree(one) for one in steps]
+    weights = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name and not p.requires_grad)
+    tokens, scored = sum(map(len, trees_of)), sum(len(tree.targets) for tree in trees_of)
+    return 4 * (weights * tokens + config.vocab_size * config.hidden_size * scored)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--variants", nargs="+", default=["lora", "addmm", "flash", "norms", "lora,flash,norms"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_step.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, steps = student_and_steps(options.steps)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    seconds: dict[str, list[float]] = {name: [] for name in ("built", *options.variants)}
+    for name in options.variants:
+        if (far := difference(model, steps[0], name)) > (1e-4 if model.dtype == torch.float32 else 0.1):
+            raise SystemExit(f"{name}: gradients differ by {far:.1e}")
+    peaks = []
+    for sequences in steps:
+        peaks.append(product_flops(model.dtype))
+        for name, taken in seconds.items():
+            started = time.perf_counter()
+            with variant(name):
+                gradients(model, sequences)
+            optimiser.step()
+            optimiser.zero_grad()
+            taken.append(time.perf_counter() - started)
+    peak, built = statistics.median(peaks), seconds["built"]
+    report: dict[str, Any] = {"dtype": str(model.dtype), "threads": options.threads, "peak": peak, "variants": {}}
+    print(f"{options.steps} steps, {model.dtype}, {options.threads} thread(s), products at {peak / 1e9:.0f} GFLOP/s")
+    for name, taken in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(built, taken, strict=True))
+        figures = {"seconds": statistics.mean(taken), "ratio": ratio}
+        figures["share_of_peak"] = useful_flops(model, steps) / sum(taken) / peak
+        report["variants"][name] = figures
+        line = "{seconds:.2f} s a step, ratio {ratio:.3f}, {share_of_peak:.0%} of the peak"
+        print(f"{name:20} {line.format(**figures)}", flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
