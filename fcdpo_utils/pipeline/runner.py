@@ -32,7 +32,7 @@ from fcdpo_utils.settings import STARTED_IN
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # read when a process starts; page faults cost much time
 # papermill's command, which waits for its log and arguments when all is imported; without a grammar of web addresses
-# and Hadoop's files, which no notebook needs: two thirds of the time to start it
+# and Hadoop's files, which no notebook needs: half of the time to start it
 _PAPERMILL = """
 import json, os, sys
 sys.modules |= {"rfc3987_syntax": None, "pyarrow": None}
