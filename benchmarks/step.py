@@ -1,12 +1,12 @@
 """What a training step would gain from fewer passes over memory: as built, and computed in other ways, in turn.
 
-    python benchmarks/step.py [--steps 12] [--variants lora flash ...] [--threads 1] [--json F]
+    python benchmarks/step.py [--steps 12] [--variants peft flash ...] [--threads 1] [--json F]
 
 Each step of the demo's warm-up (two prompts, one correct chain each; the embedded student in this machine's fastest
 type) is taken once by each variant, one after the other, so that a machine's moods meet them all; prints the median of
 the ratios, and the share of the measured peak of matrix products that is useful work. Variants joined by a comma are
-used together; one whose gradients differ from the built ones ends the program. None of these is built into the
-package: docs/history.md says what they gave.
+used together; one whose gradients differ from the built ones ends the program. `peft`: PEFT's own pass of a LoRA layer,
+in place of products alone; the others are not built into the package: docs/history.md says what they gave.
 """
 
 import argparse
@@ -24,13 +24,12 @@ import torch
 from dpo import product_flops, useful_flops
 from peft import PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
-from peft.tuners.lora.layer import Linear
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from transformers.models.llama import modeling_llama as llama
 
 from fcdpo_utils import engine
-from fcdpo_utils.engine import trees
+from fcdpo_utils.engine import lora, trees
 from fcdpo_utils.episode import prompt, run_calls
 from fcdpo_utils.lab.settings import load_settings
 from fcdpo_utils.problems import TASKS
@@ -43,41 +42,6 @@ FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 
 # ---- other ways to compute the same
-
-
-class Adapted(torch.autograd.Function):
-    """y = x W' + (x A')(s B)', by products alone. x: (rows, n), weight: (m, n), a: (rank, n), b: (m, rank)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        a, b = a.to(weight.dtype), (b * scale).to(weight.dtype)
-        low = x @ a.T
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
-        return linear(x, weight, bias).addmm_(low, b.T)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low = ctx.saved_tensors
-        grad_low = grad @ b
-        grad_x = (grad @ weight).addmm_(grad_low, a)
-        return grad_x, None, None, grad_low.T @ x, (grad.T @ low).mul_(ctx.scale), None
-
-
-def _parts(layer: Linear) -> tuple[Tensor, Tensor, float]:
-    (name,) = layer.active_adapters
-    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-
-
-def adapted(layer: Linear, x: Tensor) -> Tensor:
-    weight, bias = layer.base_layer.weight, layer.base_layer.bias
-    return Adapted.apply(x.flatten(0, -2), weight, bias, *_parts(layer)).view(*x.shape[:-1], -1)
-
-
-def adapted_by_autograd(layer: Linear, x: Tensor) -> Tensor:
-    rows, (a, b, scale) = x.flatten(0, -2), _parts(layer)
-    low = rows @ a.to(x.dtype).T
-    return torch.addmm(layer.base_layer(rows), low, b.to(x.dtype).T, alpha=scale).view(*x.shape[:-1], -1)
 
 
 class FlashAttention(torch.autograd.Function):
@@ -168,8 +132,7 @@ def compiled_gate(gate: Tensor, up: Tensor) -> Tensor:
 
 VARIANTS: dict[str, list[tuple[Any, str, Any]]] = {  # what is replaced, by what
     "built": [],
-    "lora": [(Linear, "forward", adapted)],
-    "addmm": [(Linear, "forward", adapted_by_autograd)],
+    "peft": [(lora, "_forward", lora._PEFT_FORWARD)],
     "flash": [(trees, "_TreeAttention", FlashAttention)],
     "norms": [
         (llama.LlamaRMSNorm, "forward", lambda norm, x: Norm.apply(x, norm.weight, norm.variance_epsilon)),
@@ -232,7 +195,7 @@ def difference(model: PeftModel, sequences: list[Tokens], name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--variants", nargs="+", default=["lora", "addmm", "flash", "norms", "lora,flash,norms"])
+    parser.add_argument("--variants", nargs="+", default=["peft", "flash", "norms", "flash,norms"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_step.json"))
     options = parser.parse_args()

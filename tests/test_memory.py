@@ -185,9 +185,10 @@ def test_the_longest_pack_fits_and_one_more_token_does_not(gigabytes: float, che
 
 def test_a_group_of_eight_and_eight_chains_of_mistral_fits_a_t4() -> None:
     """600 tokens of prompt and sixteen chains of 250, rank 16, in 15 GB, weights included."""
-    told = TrainingMemory(MISTRAL, True, 16, checkpointing=True)
-    assert told.total(600 + 16 * 250) < (1 - MARGIN) * 15 * GB
-    assert TrainingMemory(MISTRAL, True, 16, checkpointing=False).total(600 + 16 * 250) > 15 * GB
+    for checkpointing in (True, False):
+        told = TrainingMemory(MISTRAL, True, 16, checkpointing)
+        total = MISTRAL.weights_bytes(True) + told.fixed() + told.pack(600 + 16 * 250)
+        assert total < (1 - MARGIN) * 15 * GB if checkpointing else total > 15 * GB
 
 
 def test_nothing_fits_where_the_adapters_do_not() -> None:
@@ -265,7 +266,7 @@ def test_a_chain_that_does_not_fit_is_refused_with_a_way_out(monkeypatch: pytest
 def test_dimensions_are_those_of_dense_decoders_alone() -> None:
     assert ModelDims.of(GPT2Config()) is None and ModelDims.of(MixtralConfig()) is None
     wide = ModelDims.of(Qwen3Config(hidden_size=1024, num_attention_heads=16, num_key_value_heads=8, head_dim=128))
-    assert (wide.query_width, wide.kv_width) == (2048, 1024)
+    assert wide.widths() == (2048, 1024)
 
 
 def test_what_is_fitted_reaches_the_trainer(

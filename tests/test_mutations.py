@@ -65,6 +65,14 @@ CODE = [
         "labelled",
     ),
     (
+        "the scale of LoRA left out of a gradient",
+        "engine/lora.py",
+        "(grad.T @ low).mul_(ctx.scale)",
+        "grad.T @ low",
+        "test_lora.py",
+        "gives_what_it_gives_outside",
+    ),
+    (
         "references of another model reused",
         "engine/references.py",
         '{"model": base, "ids"',

@@ -206,8 +206,7 @@ class DecodeEngine:
             yield self._padded(group)
 
     def _padded(self, group: list[tuple[int, int, int, int]]) -> PrefillChunk:
-        longest = max(length for length, *_ in group)
         lengths, chains, starts, cached = torch.tensor(group, device=self.model.device).T
-        place = torch.arange(longest, device=chains.device).minimum(lengths[:, None] - 1)
+        place = torch.arange(max(group)[0], device=chains.device).minimum(lengths[:, None] - 1)
         slots = torch.arange(self.slots, device=chains.device)
         return PrefillChunk(chains, starts[:, None] + place, slots <= (cached[:, None] + place)[:, :, None])

@@ -17,7 +17,6 @@ from fcdpo_utils.engine.trees import LOGIT_CHUNK
 from fcdpo_utils.settings import TrainingSettings
 
 MARGIN = 0.08  # of the free memory: fragments between tensors, workspaces of CUDA's libraries
-_LONGEST = 1 << 20  # tokens: nobody asks for more in one pack
 # NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales (arXiv 2305.14314, section 3)
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 
@@ -49,23 +48,23 @@ class ModelDims:
             return None
         heads, hidden, head_dim = config.num_attention_heads, config.hidden_size, getattr(config, "head_dim", None)
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        window = getattr(config, "sliding_window", None)
         numbers = (config.num_hidden_layers, hidden, heads, kv_heads, config.intermediate_size, config.vocab_size)
-        kinds = (bool(config.tie_word_embeddings), config.model_type == "qwen2", window)
+        kinds = (
+            bool(config.tie_word_embeddings),
+            config.model_type == "qwen2",
+            getattr(config, "sliding_window", None),
+        )
         return cls(*numbers, *kinds, None if head_dim == hidden // heads else head_dim)
 
-    @property
-    def query_width(self) -> int:
-        return (self.head_dim or self.hidden // self.heads) * self.heads
-
-    @property
-    def kv_width(self) -> int:
-        return (self.head_dim or self.hidden // self.heads) * self.kv_heads
+    def widths(self) -> tuple[int, int]:
+        """Of what attention makes of a token: of all its queries, and of its keys (or its values)."""
+        head = self.head_dim or self.hidden // self.heads
+        return head * self.heads, head * self.kv_heads
 
     def parameters(self) -> tuple[int, int]:
         """Weights of the layers' matrices (quantised in 4 bits, adapted by LoRA), and all others (never quantised)."""
-        attention = 2 * self.hidden * (self.query_width + self.kv_width)
-        biases = self.query_width + 2 * self.kv_width if self.biases else 0
+        query, key = self.widths()
+        attention, biases = 2 * self.hidden * (query + key), query + 2 * key if self.biases else 0
         tables = (1 if self.tied else 2) * self.vocabulary * self.hidden
         others = tables + self.layers * (2 * self.hidden + biases) + self.hidden
         return self.layers * (attention + 3 * self.hidden * self.intermediate), others
@@ -93,8 +92,7 @@ class TrainingMemory:
     def trainable(self) -> int:
         """Parameters of the adapters: `rank` times inputs and outputs of a layer's seven matrices."""
         dims = self.dims
-        attention = 4 * dims.hidden + 2 * dims.query_width + 2 * dims.kv_width
-        return dims.layers * self.rank * (attention + 3 * (dims.hidden + dims.intermediate))
+        return dims.layers * self.rank * (7 * dims.hidden + 2 * sum(dims.widths()) + 3 * dims.intermediate)
 
     def fixed(self) -> int:
         """Adapters in float32, their gradient and Adam's two moments (16 bytes), and copies in the computing type."""
@@ -107,8 +105,7 @@ class TrainingMemory:
         # of a layer, per token: two norms in float32 with their results, queries, what attention gives, keys and
         # values, gate, its activation, up, their product, and what goes between the two matrices of each adapter
         mlp = 4 * width * inner
-        layer = 8 * hidden + width * (2 * hidden + 2 * dims.query_width + 2 * dims.kv_width + 7 * self.rank)
-        layer += mlp + 8
+        layer = 8 * hidden + width * (2 * hidden + 2 * sum(dims.widths()) + 7 * self.rank) + mlp + 8
         # at the peak of its backward pass an MLP holds three gradients of its width, where one of its tensors is gone
         # already (or, in a short pack, one gradient and the matrix that was dequantised), a norm five in float32
         matrix = width * hidden * inner if self.four_bit else 0
@@ -125,14 +122,10 @@ class TrainingMemory:
         backward = tokens * layer + max(mlp_backward, norm_backward - tokens * mlp)
         return tokens * dims.layers * width * hidden + max(backward, head)
 
-    def total(self, tokens: int) -> int:
-        """Weights, adapters and a pack of `tokens` together."""
-        return self.dims.weights_bytes(self.four_bit, self.width) + self.fixed() + self.pack(tokens)
-
     def longest_pack(self, available: int) -> int:
         """How many tokens a pack may have with `available` bytes besides the frozen weights; 0 if none fits."""
         room = int(available * (1 - MARGIN)) - self.fixed()
-        return bisect_right(range(1, _LONGEST + 1), room, key=self.pack)
+        return bisect_right(range(1, 1 << 20), room, key=self.pack)  # nobody asks for a million tokens in one pack
 
 
 def fit(model: PreTrainedModel | PeftModel, longest: int, training: TrainingSettings) -> TrainingSettings:
@@ -169,7 +162,7 @@ def chains_that_fit(model: PreTrainedModel, tokens: int, wanted: int) -> int:
     if available is None or dims is None:
         return wanted
     # keys and values in all layers, and one layer's again while it grows; what is small beside them is in the margin
-    each = 2 * dims.kv_width * tokens * model.dtype.itemsize * (dims.layers + 1)
+    each = 2 * dims.widths()[1] * tokens * model.dtype.itemsize * (dims.layers + 1)
     found = max(1, int(available * (1 - MARGIN) / each))
     if found < wanted:
         print(f"{found} chains at a time in place of {wanted}: {available / 1e9:.1f} GB are left", flush=True)

@@ -1,7 +1,4 @@
-"""Reference log-probabilities, kept on disk by content: each distinct completion is passed once, ever.
-
-Reused across seeds, processes and runs. Knows nothing of what the values are for.
-"""
+"""Reference log-probabilities, kept on disk by content: each distinct completion is passed once, whoever asks."""
 
 import sqlite3
 from collections.abc import Sequence

@@ -23,8 +23,6 @@ from fcdpo_utils.plain import Sampling, chain_stream, choose_tokens
 from fcdpo_utils.tokens import Message, encode_text, render, turn_ends
 from fcdpo_utils.tools import Toolset
 
-_RESULT_TOKENS = 32  # of a function's result and the template around it, for an estimate
-
 
 class ChatError(Exception):
     """One line: what the model's chat template cannot do."""
@@ -71,13 +69,7 @@ def rollout(
     return [row.episode.chain() for row in rows if row.episode.finished]
 
 
-def _run(
-    model: PreTrainedModel,
-    rows: list[_Chain],
-    sampling: Sampling,
-    on_finished: Callable[[Episode], None],
-    admit: Callable[[], bool],
-) -> None:
+def _run(model: PreTrainedModel, rows: list[_Chain], sampling: Sampling, ended: Callable, admit: Callable) -> None:
     """`batch_size` rows at a time; the next one takes the place of one that finished."""
     asked = {row.episode.problem.id: row for row in rows}  # many samples, one prompt
     prompts = {name: row.chat.prompt_ids(row.episode) for name, row in asked.items()}
@@ -92,7 +84,7 @@ def _run(
         return row
 
     longest = max(map(len, prompts.values())) - shared
-    longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + _RESULT_TOKENS)
+    longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + 32)  # 32: what a result may take
     together = min(chains_that_fit(model, longest, sampling.batch_size), len(rows))
     started = [start() for _ in range(together) if admit()]
     if not started:
@@ -107,7 +99,7 @@ def _run(
             if token in row.chat.turn_ends or len(row.turn) >= sampling.turn_tokens:
                 _end_turn(row, room)
                 if row.episode.finished:
-                    on_finished(row.episode)
+                    ended(row.episode)
         for index, row in enumerate(started):
             if row.episode.finished and waiting and admit():
                 started[index] = start()

@@ -7,7 +7,7 @@ and gradients flow through shared prefixes. Equals one pass per sequence. Knows 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
+from fcdpo_utils.engine.lora import adapters_by_products
 from fcdpo_utils.tokens import Tokens
 
 Spans = tuple[tuple[int, int], ...]
+Segments = tuple[Spans, ...]
 ATTENTION = "token_tree"
 _TILE_ROWS = 256  # query rows of one attention tile: small enough to stay in a CPU cache
 LOGIT_CHUNK = 512  # policy tokens whose (chunk, vocabulary) logits exist at one time
@@ -38,7 +40,7 @@ class TokenTree:
 
     input_ids: Tensor
     position_ids: Tensor
-    segments: tuple[Spans, ...]
+    segments: Segments
     predecessors: Tensor
     targets: Tensor
     owners: Tensor
@@ -109,9 +111,7 @@ class _TreeAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Spans, ...], window: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, window: int | None) -> Tensor:
         output = torch.empty_like(query)
         for rows, keys in _tiles(segments):
             weights = causal_weights(query[:, :, rows], _seen(key, keys), window)
@@ -123,10 +123,8 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = (
-            x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (key, value)
-        )
+        grad_query, exact = torch.empty_like(query), torch.promote_types(key.dtype, torch.float32)
+        grad_key, grad_value = (x.new_zeros(x.shape, dtype=exact) for x in (key, value))
         for rows, keys in _tiles(ctx.segments):
             seen = _seen(key, keys)
             weights, upstream = causal_weights(query[:, :, rows], seen, ctx.window), grad[:, :, rows].flatten(1, 2)
@@ -138,7 +136,7 @@ class _TreeAttention(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-def _tiles(segments: tuple[Spans, ...]) -> Iterator[tuple[slice, Spans]]:
+def _tiles(segments: Segments) -> Iterator[tuple[slice, Spans]]:
     """(query rows, spans of keys); the rows are the last keys of the last span, and causal among themselves."""
     for *ancestors, (first, stop) in segments:
         for start in range(first, stop, _TILE_ROWS):
@@ -184,7 +182,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segments: tuple[Spans, ...] = (),
+    segments: Segments = (),
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
@@ -265,10 +263,7 @@ def split_packs(sequences: Sequence[Tokens], pack_tokens: int) -> list[tuple[Tok
     parts, start = [], 0
     while start < len(sequences):
         stop, tree = start + 1, build_tree(sequences[start : start + 1])
-        while stop < len(sequences):
-            larger = build_tree(sequences[start : stop + 1])
-            if len(larger) > pack_tokens:
-                break
+        while stop < len(sequences) and len(larger := build_tree(sequences[start : stop + 1])) <= pack_tokens:
             stop, tree = stop + 1, larger
         parts.append((tree, slice(start, stop)))
         start = stop
@@ -296,9 +291,11 @@ def _unwrapped(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def while_training(model: nn.Module) -> AbstractContextManager[None]:
-    """Use tree attention inside, for backward passes too where layers are computed again (gradient checkpointing)."""
-    return attention_in(_unwrapped(model), ATTENTION)
+@contextmanager
+def while_training(model: nn.Module) -> Iterator[None]:
+    """Use the fast layers inside, for backward passes too where they are computed again (gradient checkpointing)."""
+    with attention_in(_unwrapped(model), ATTENTION), adapters_by_products():
+        yield
 
 
 @contextmanager
