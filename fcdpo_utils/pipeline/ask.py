@@ -5,7 +5,6 @@ The functions run as in training; what the model writes is never evaluated. Read
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fcdpo_utils import store
@@ -32,14 +31,6 @@ class _Shown(Episode):
         return step
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question(SampleRequest):
-    shown: Episode
-
-    def episode(self) -> Episode:
-        return self.shown
-
-
 def ask(model: Teacher, problem: Problem, limits: Limits = Limits()) -> Chain:
     """Let `model` answer: each call is printed as it comes (`!`: rejected), then the answer. Returns the chain.
 
@@ -48,7 +39,12 @@ def ask(model: Teacher, problem: Problem, limits: Limits = Limits()) -> Chain:
     """
     task, made = TASKS[problem.task], list[Sample]()
     shown = _Shown(task, problem, limits)
-    model.run([_Question(task, problem, 0, limits, shown=shown)], made.append)
+
+    class Question(SampleRequest):
+        def episode(self) -> Episode:
+            return shown
+
+    model.run([Question(task, problem, 0, limits)], made.append)
     chain, stopped = made[0].chain, "" if shown.state.stopped else f" ({made[0].chain.outcome})"
     follows = chain.answer is not None and shown.state.answer_follows() and shown.is_grounded()
     how = "which follows from the calls" if follows else "which does not follow from the calls"
