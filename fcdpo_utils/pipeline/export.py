@@ -6,7 +6,6 @@ Reads the artifacts and completion records of a run, however it was run, and its
 import base64
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +42,21 @@ def report(run: Path) -> Path:
     """
     metrics, made = _metrics(run), manifest.load(run)
     baselines.require_whole(run, "report")
-    stages = []
-    for spec in manifest.STAGES:
-        record = store.read_json(store.require(record_path(run, spec.name), spec.name[:2]))
-        seconds = made.get("stages", {}).get(spec.name, {}).get("seconds")
-        stages.append({"number": spec.name[:2], "peak_gib": record["peak_gib"], "seconds": seconds})
-    settings = manifest.recorded_settings(run, manifest.STAGES[-1].name).model_dump(mode="json")
+    names = [spec.name for spec in manifest.STAGES]
+    records = {name: store.read_json(store.require(record_path(run, name), name[:2])) for name in names}
+    figures = [path for pattern in _FIGURES for path in sorted(run.glob(pattern))]
+    images = {path.stem: base64.b64encode(path.read_bytes()).decode() for path in figures}
+    settings = manifest.recorded_settings(run, names[-1]).model_dump(mode="json")
     held_out = viewer.of_run(run)
     store.write(run / "chains.html", viewer.page(*held_out))
-    shown = {"settings": settings, "figures": list(_figures(run)), "viewer": viewer.fragment(*held_out)}
-    return render(run / "report.html", metrics=metrics, manifest=made, stages=stages, **shown)
+    shown = {"settings": settings, "images": images, "viewer": viewer.fragment(*held_out)}
+    return render(run / "report.html", metrics=metrics, manifest=made, records=records, **shown)
 
 
 def _metrics(run_dir: Path) -> dict[str, Any]:
     """Those of notebook 05; a profile that is a file of this machine by its name alone."""
     metrics = store.read_json(store.require(run_dir / "metrics.json", "05"))
     return metrics | {"profile": Path(metrics["profile"]).stem}
-
-
-def _figures(run_dir: Path) -> Iterator[tuple[str, str]]:
-    """The name of each figure, and a URL that holds it."""
-    for path in (path for pattern in _FIGURES for path in sorted(run_dir.glob(pattern))):
-        yield path.stem, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def export(run: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
