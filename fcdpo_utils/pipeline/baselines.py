@@ -37,9 +37,7 @@ class Row(NamedTuple):
 
 def baseline_of(run_dir: Path) -> Path:
     """The committed baseline of a run: its profile's, or where --set changed what results depend on, one of its own."""
-    made = manifest.load(store.require(run_dir / manifest.NAME, "fcdpo run").parent)
-    if "profile" not in made:
-        raise store.StoreError(f"{run_dir / manifest.NAME} cannot be read; run it again")
+    made = store.read_json(store.require(run_dir / manifest.NAME, "fcdpo run"))
     own = f"-{manifest.setting_digest(made['set'])[:8]}" if made.get("set") else ""
     return ROOT / "outputs" / "baselines" / f"{made['profile']}{own}.json"
 

@@ -61,10 +61,9 @@ def head(settings: RunSettings, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 def load(run_dir: Path) -> dict[str, Any]:
-    """The manifest of a run; empty where there is none or a kill left none that reads."""
-    with suppress(store.StoreError, TypeError, ValueError):
-        return dict(store.read_json(run_dir / NAME))
-    return {}
+    """The manifest of a run; empty where there is none."""
+    path = run_dir / NAME
+    return store.read_json(path) if path.exists() else {}
 
 
 def save(run_dir: Path, manifest: dict[str, Any]) -> None:
