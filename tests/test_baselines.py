@@ -38,7 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "notebooks" / "01_only.ipynb").write_text("{}")
     store.write_json(folder / "metrics.json", METRICS)
     store.write_json(folder / "01_record.json", {"run": "a"})
-    entry = {"papermill_exit": 0, "run": "a", "depends_on": {"settings of seed": manifest.setting_digest(0)}}
+    entry = {"papermill_exit": 0, "run": "a", "depends_on": {"settings of seed": store.digest(store.dump(0))}}
     manifest.save(folder, {"profile": "smoke", "settings": {"seed": 0}, "stages": {"01_only": entry}})
     sign(folder)
     baselines.update(folder, tmp_path / "baseline.json")

@@ -18,7 +18,7 @@ import yaml
 
 from fcdpo_utils import store
 from fcdpo_utils.evaluation import mcnemar
-from fcdpo_utils.fingerprint import ROOT
+from fcdpo_utils.fingerprint import ROOT, fingerprint
 from fcdpo_utils.pipeline import manifest
 from fcdpo_utils.views import viewer
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def baseline_of(run_dir: Path) -> Path:
     """The committed baseline of a run: its profile's, or where --set changed what results depend on, one of its own."""
     made = store.read_json(store.require(run_dir / manifest.NAME, "fcdpo run"))
-    own = f"-{manifest.setting_digest(made['set'])[:8]}" if made.get("set") else ""
+    own = f"-{fingerprint(made['set'])[:8]}" if made.get("set") else ""
     return ROOT / "outputs" / "baselines" / f"{made['profile']}{own}.json"
 
 
@@ -81,11 +81,11 @@ def integrity(run_dir: Path) -> Iterable[Row]:
         yield _exact(f"{stage}: record of run", entry.get("run", "a run"), manifest.recorded_run(run_dir, stage))
         damaged = manifest.altered(spec, run_dir, entry) if entry.get("outputs") else ["everything"]
         yield _unless(f"{stage}: artifacts", "as made", damaged, "missing or altered")
-        inputs = {f"input {name}": value for name, value in manifest.digests(run_dir, spec.inputs).items()}
-        groups = {f"settings of {name}": manifest.setting_digest(settings.get(name)) for name in spec.settings}
-        differ = {*manifest.differing(inputs | groups, entry.get("depends_on", {}))}
-        yield _unless(f"{stage}: inputs", "as read", sorted(differ & inputs.keys()), "altered since")
-        yield _unless(f"{stage}: settings", "the run's", sorted(differ & groups.keys()), "of another run")
+        given = manifest.given(spec, settings, run_dir)
+        differ = [name for name in manifest.differing(given, entry.get("depends_on", {})) if name in given]
+        inputs, groups = ([name for name in differ if name.startswith(kind)] for kind in ("input ", "settings "))
+        yield _unless(f"{stage}: inputs", "as read", inputs, "altered since")
+        yield _unless(f"{stage}: settings", "the run's", groups, "of another run")
 
 
 def require_whole(run_dir: Path, what: str) -> None:

@@ -86,12 +86,10 @@ def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[s
     cells = store.read_json(NOTEBOOKS / f"{spec.name}.ipynb")["cells"]
     code = "\n".join(source_of(cell) for cell in cells if cell["cell_type"] == "code")
     python = re.sub(r"^(\s*)[!%].*", r"\1pass", code, flags=re.M)  # without lines that only IPython understands
-    values = settings.model_dump(mode="json")
     parts = {
         "notebook": store.digest(*map(source_of, cells)),
         "code": code_behind(python, *rooms_of(settings.tasks)),
-        **{f"settings of {name}": setting_digest(values[name]) for name in spec.settings},
-        **{f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()},
+        **given(spec, settings.model_dump(mode="json"), run_dir),
     }
     if spec.name == STAGES[0].name:
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
@@ -105,9 +103,10 @@ def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[s
     return parts | {name: student_fingerprint(*models[name]) for name in models.keys() & spec.settings}
 
 
-def setting_digest(value: Any) -> str:
-    """Of one group of settings."""
-    return store.digest(store.dump(value))
+def given(spec: StageSpec, settings: Mapping[str, Any], run_dir: Path) -> dict[str, str]:
+    """The groups of settings that a stage depends on and the files that it reads: the digest of each, by name."""
+    groups = {f"settings of {name}": store.digest(store.dump(settings.get(name))) for name in spec.settings}
+    return groups | {f"input {name}": value for name, value in digests(run_dir, spec.inputs).items()}
 
 
 def recorded_settings(run_dir: Path, stage: str) -> RunSettings:
