@@ -106,9 +106,10 @@ def _exact(name: str, expected: Any, got: Any) -> Row:
 
 def _judge(name: str, rule: dict[str, Any], expected: Any, got: Any, before: str | None, now: str | None) -> Row:
     """By the rule of the metric; `before` and `now`: the outcomes of the same problems, where they are known."""
+    direction = rule["direction"]
     comparable = all(isinstance(value, int | float) for value in (got, expected))
     change = f" ({got - expected:+.3g})" if comparable and got != expected else ""
-    if rule["direction"] == "exact":
+    if direction == "exact":
         passed, allowed = got == expected, "exact"
     elif before and now and len(before) == len(now) and "alpha" in rule:
         test = mcnemar([*map(int, before)], [*map(int, now)])
@@ -116,13 +117,10 @@ def _judge(name: str, rule: dict[str, Any], expected: Any, got: Any, before: str
         change = f", +{test.gained} -{test.lost}, p {test.p:.2g}"
     else:
         tolerance = rule.get("tolerance", 0) + rule.get("growth", 0) * abs(expected)
-        low, high = expected - tolerance, expected + tolerance
-        above, below = comparable and got >= low, comparable and got <= high
-        passed, allowed = {
-            "higher": (above, f"at least {low:.4g}"),
-            "lower": (below, f"at most {high:.4g}"),
-            "near": (above and below, f"{low:.4g} to {high:.4g}"),
-        }[rule["direction"]]
+        low = -math.inf if direction == "lower" else expected - tolerance
+        high = math.inf if direction == "higher" else expected + tolerance
+        words = {"higher": "at least {:.4g}", "lower": "at most {1:.4g}", "near": "{:.4g} to {:.4g}"}
+        passed, allowed = comparable and low <= got <= high, words[direction].format(low, high)
     return Row(name, _text(expected), _text(got) + change, allowed, passed and _counts(got))
 
 
