@@ -40,7 +40,7 @@ def report(run: Path) -> Path:
     Raises StoreError where the run is not finished. A run of notebooks by hand has no manifest that its files could be
     checked against; the page says so.
     """
-    metrics, made = _metrics(run), manifest.load(run)
+    metrics, made = store.read_json(store.require(run / "metrics.json", "05")), manifest.load(run)
     baselines.require_whole(run, "report")
     names = [spec.name for spec in manifest.STAGES]
     records = {name: store.read_json(store.require(record_path(run, name), name[:2])) for name in names}
@@ -53,18 +53,13 @@ def report(run: Path) -> Path:
     return render(run / "report.html", metrics=metrics, manifest=made, records=records, **shown)
 
 
-def _metrics(run_dir: Path) -> dict[str, Any]:
-    """Those of notebook 05; a profile that is a file of this machine by its name alone."""
-    metrics = store.read_json(store.require(run_dir / "metrics.json", "05"))
-    return metrics | {"profile": Path(metrics["profile"]).stem}
-
-
 def export(run: Path, merged: bool = False, inspect: bool = False) -> list[Path]:
     """Write `export/adapter`, `export/dataset` and, if asked, `export/merged`, `export/inspect`; returns the folders.
 
     Raises StoreError where the run is not finished, ValueError where the student cannot be loaded.
     """
-    facts = {"metrics": _metrics(run), **_facts(run)}
+    metrics = store.read_json(store.require(run / "metrics.json", "05"))
+    facts = {"metrics": metrics, **_facts(run)}
     adapter = store.require(run / "adapter" / ADAPTER_FILE, "04").parent
     folders = [run / "export" / name for name in ("adapter", "dataset", *(["merged"] if merged else []))]
     for folder in folders:
