@@ -13,7 +13,7 @@ from fcdpo_utils.numbers import format_number, parse_number
 from fcdpo_utils.problems import TASKS, Mistake, Problem
 from fcdpo_utils.tools import ToolError
 
-Link = tuple[str, Fraction | int, Fraction | int]  # a step whose int operand is the index of an earlier step
+Link = list  # a step, [function, a, b], whose int operand is the index of an earlier step
 _QUESTION_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?", re.ASCII)
 
 
@@ -23,7 +23,7 @@ def _read(problem: Problem, calls: list[str]) -> tuple[list[Link], type[NumberTo
     tools = TASKS[problem.task].toolset(problem.toolset)
     for (function, a, b), call in zip(problem.details["steps"], calls, strict=False):
         values = list(map(parse_number, (b, a) if call == tools.write(function, b, a) else (a, b)))
-        links.append((function, *(len(results) - 1 - results[::-1].index(v) if v in results else v for v in values)))
+        links.append([function, *(len(results) - 1 - results[::-1].index(v) if v in results else v for v in values)])
         results.append(compute(function, *values))
     return links, tools
 
@@ -38,7 +38,7 @@ def _follow(links: list[Link]) -> tuple[list[Step], list[Fraction]]:
     return steps, results
 
 
-def _mistake(change: Callable[[list[Link], Problem, random.Random], list[Link]]) -> Mistake:
+def _mistake(change: Callable[[list[Link], Problem, random.Random], None]) -> Mistake:
     """A mistake that changes links; the later steps carry the wrong result on, and the last one is answered.
 
     It does not apply where `change` finds nothing to choose from (IndexError), or where the result is no number.
@@ -47,7 +47,8 @@ def _mistake(change: Callable[[list[Link], Problem, random.Random], list[Link]])
     def mistaken(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
         links, tools = _read(problem, calls)
         try:
-            steps, results = _follow(change(links, problem, rng))
+            change(links, problem, rng)
+            steps, results = _follow(links)
         except (IndexError, ToolError):
             return None
         return render_calls(steps, format_number(results[-1]), tools)
@@ -55,39 +56,29 @@ def _mistake(change: Callable[[list[Link], Problem, random.Random], list[Link]])
     return mistaken
 
 
-def _swap_operands(links: list[Link], problem: Problem, rng: random.Random) -> list[Link]:
-    place = rng.choice([i for i, (f, a, b) in enumerate(links) if f in ("Subtract", "Divide") and a != b])
-    function, a, b = links[place]
-    links[place] = (function, b, a)
-    return links
+def _swap_operands(links: list[Link], problem: Problem, rng: random.Random) -> None:
+    link = rng.choice([link for link in links if link[0] in ("Subtract", "Divide") and link[1] != link[2]])
+    link[1:] = link[:0:-1]
 
 
-def _change_operation(links: list[Link], problem: Problem, rng: random.Random) -> list[Link]:
-    place = rng.choice(range(len(links)))
-    function, a, b = links[place]
-    links[place] = (rng.choice([other for other in OPERATIONS if other != function]), a, b)
-    return links
+def _change_operation(links: list[Link], problem: Problem, rng: random.Random) -> None:
+    link = rng.choice(links)
+    link[0] = rng.choice([other for other in OPERATIONS if other != link[0]])
 
 
-def _skip_step(links: list[Link], problem: Problem, rng: random.Random) -> list[Link]:
+def _skip_step(links: list[Link], problem: Problem, rng: random.Random) -> None:
     """Leave out a step before the last; who needs its result takes the step's first operand instead."""
     place = rng.choice(range(len(links) - 1))
-
-    def moved(operand: Fraction | int) -> Fraction | int:
-        operand = links[place][1] if isinstance(operand, int) and operand == place else operand
-        return operand - 1 if isinstance(operand, int) and operand > place else operand
-
-    return [(function, moved(a), moved(b)) for i, (function, a, b) in enumerate(links) if i != place]
+    _, first, _ = links.pop(place)
+    for link in links[place:]:
+        operands = (first if isinstance(o, int) and o == place else o for o in link[1:])
+        link[1:] = [o - 1 if isinstance(o, int) and o > place else o for o in operands]
 
 
-def _change_number(links: list[Link], problem: Problem, rng: random.Random) -> list[Link]:
+def _change_number(links: list[Link], problem: Problem, rng: random.Random) -> None:
     numbers = [parse_number(text.replace(",", "")) for text in _QUESTION_NUMBER.findall(problem.question)]
-    places = [(i, j) for i, link in enumerate(links) for j in (1, 2) if isinstance(link[j], Fraction)]
-    place, position = rng.choice(places)
-    link = list(links[place])
-    link[position] = rng.choice([number for number in numbers if number != link[position]])
-    links[place] = tuple(link)
-    return links
+    link, place = rng.choice([(link, i) for link in links for i in (1, 2) if isinstance(link[i], Fraction)])
+    link[place] = rng.choice([number for number in numbers if number != link[place]])
 
 
 def _wrong_unit(problem: Problem, calls: list[str], rng: random.Random) -> list[str] | None:
