@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from fcdpo_utils.arithmetic import MAX_DRAWS, OPERATIONS, Arithmetic, ArithmeticTools, Step, compute
-from fcdpo_utils.numbers import format_number, parse_number
+from fcdpo_utils.arithmetic import MAX_DRAWS, OPERATIONS, Arithmetic, ArithmeticTools, Step
+from fcdpo_utils.numbers import format_number
 from fcdpo_utils.problems import Problem, check_request, split_of
+from fcdpo_utils.tasks.expression import result_of
 from fcdpo_utils.tools import ToolError
 
 LEVELS = (1, 2, 3, 4)
@@ -25,17 +26,12 @@ def _draw(function: str, rng: random.Random) -> tuple[Step, str]:
     return [function, str(a), str(b)], rng.choice(SAID[function]).format(a=a, b=b)
 
 
-def _result(step: Step) -> Fraction:
-    function, *operands = step
-    return compute(function, *map(parse_number, operands))
-
-
 class DrillTools(ArithmeticTools):
     """One sum at a time: only a call with its result is accepted, and what that returns brings the next sum."""
 
     def __init__(self, steps: Sequence[Step], said: Sequence[str]):
         super().__init__()
-        self.waiting = list(zip(map(_result, steps), [*said[1:], ""], strict=True))
+        self.waiting = list(zip(map(result_of, steps), [*said[1:], ""], strict=True))
 
     def say(self, result: Fraction) -> str:
         if not self.waiting or result != self.waiting[0][0]:
@@ -69,7 +65,7 @@ class Drills(Arithmetic):
 
     def _problem(self, name: str, split: str, canonical: str, drawn: Sequence[tuple[Step, str]]) -> Problem:
         steps, said = map(list, zip(*drawn, strict=True))
-        answer, details = format_number(_result(steps[-1])), {"steps": steps, "said": said}
+        answer, details = format_number(result_of(steps[-1])), {"steps": steps, "said": said}
         return Problem(name, self.name, split, len(steps), said[0], answer, canonical, details)
 
     def example(self) -> Problem:

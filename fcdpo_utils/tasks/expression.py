@@ -42,6 +42,12 @@ def expression_steps(expression: str) -> tuple[list[Step], Fraction]:
     return _evaluate(tree, MAX_EXPRESSION_DEPTH)
 
 
+def result_of(step: Step) -> Fraction:
+    """What one operation gives. Raises `ToolError` where it cannot be done."""
+    function, *operands = step
+    return compute(function, *map(parse_number, operands))
+
+
 def _evaluate(node: ast.expr, depth: int) -> tuple[list[Step], Fraction]:
     if depth == 0:
         raise ToolError("the expression is nested too deeply")

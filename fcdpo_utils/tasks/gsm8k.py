@@ -7,14 +7,13 @@ A row is {"question", "answer"}. To learn from, it keeps those whose last step g
 import random
 import re
 from collections.abc import Sequence
-from enum import StrEnum
+from contextlib import suppress
 from fractions import Fraction
-from itertools import chain
 
-from fcdpo_utils.arithmetic import Arithmetic, Step, compute, parse_answer
+from fcdpo_utils.arithmetic import Arithmetic, Step, parse_answer
 from fcdpo_utils.numbers import answers_equal, format_number, is_stated, numbers_in, parse_number
 from fcdpo_utils.problems import Problem, folded
-from fcdpo_utils.tasks.expression import expression_steps
+from fcdpo_utils.tasks.expression import expression_steps, result_of
 from fcdpo_utils.tasks.rows import CONVERTED, Row, RowTask
 from fcdpo_utils.tools import ToolError
 
@@ -32,55 +31,41 @@ _REWRITES = (  # what people write -> what `expression_steps` reads, in this ord
 )
 
 
-class ConversionFailure(StrEnum):
+class NoChain(Exception):
     """Why a row has no chain, in the words of the report's table."""
 
-    NO_ANSWER = "no answer after ####"
-    NO_CALCULATION = "no calculation to read"
-    UNREADABLE = "an annotation cannot be read"
-    WRONG_RESULT = "an annotation does not equal its own expression"
-    OTHER_ANSWER = "the last result is not the answer"
 
-
-def convert_row(row: Row) -> list[Step] | ConversionFailure:
-    """Gold steps of one row, or why there are none.
+def gold_steps(solution: str, answer: Fraction) -> list[Step]:
+    """The steps of a row's solution, the last of which gives the answer. Raises `NoChain`.
 
     Equations that the author left unmarked are read too: without "160*5 = 800" a later call would use an 800 from
     nowhere. Where they do not lead to the answer, the annotations alone are tried.
     """
-    text, mark, final = row["answer"].rpartition("####")
     try:
-        answer = parse_answer(final if mark else "")
-    except ValueError:
-        return ConversionFailure.NO_ANSWER
-    outcome = _convert(equations_in(text), answer)
-    return _convert(_ANNOTATION.findall(text), answer) if isinstance(outcome, ConversionFailure) else outcome
+        return _convert(equations_in(solution), answer)
+    except NoChain:
+        return _convert(_ANNOTATION.findall(solution), answer)
 
 
-def _convert(equations: list[str], answer: Fraction) -> list[Step] | ConversionFailure:
-    """The steps of all equations in order, the last of which must give the answer."""
-    outcomes = list(map(_read_equation, equations))
-    if failures := [outcome for outcome in outcomes if isinstance(outcome, ConversionFailure)]:
-        return failures[0]
-    if not any(outcomes):
-        return ConversionFailure.NO_CALCULATION
-    steps = list(chain.from_iterable(outcomes))
-    return steps if answers_equal(_result(steps[-1]), answer) else ConversionFailure.OTHER_ANSWER
+def _convert(equations: list[str], answer: Fraction) -> list[Step]:
+    steps = [step for equation in equations for step in _read_equation(equation)]
+    if not steps:
+        raise NoChain("no calculation to read")
+    if not answers_equal(result_of(steps[-1]), answer):
+        raise NoChain("the last result is not the answer")
+    return steps
 
 
-def _result(step: Step) -> Fraction:
-    function, *operands = step
-    return compute(function, *map(parse_number, operands))
-
-
-def _read_equation(equation: str) -> list[Step] | ConversionFailure:
-    """The steps of "48/2=24", whose two sides must agree."""
+def _read_equation(equation: str) -> list[Step]:
+    """The steps of "48/2=24", whose two sides must agree. Raises `NoChain`."""
     expression, _, result = equation.partition("=")
     try:
-        steps, value = expression_steps(_rewrite(expression))
-        return steps if answers_equal(value, parse_answer(result)) else ConversionFailure.WRONG_RESULT
+        (steps, value), stated = expression_steps(_rewrite(expression)), parse_answer(result)
     except (ToolError, ValueError):
-        return ConversionFailure.UNREADABLE
+        raise NoChain("an annotation cannot be read") from None
+    if not answers_equal(value, stated):
+        raise NoChain("an annotation does not equal its own expression")
+    return steps
 
 
 def _rewrite(text: str) -> str:
@@ -94,8 +79,10 @@ def equations_in(text: str) -> list[str]:
     equations: list[str] = []
     for line in text.splitlines():
         equations += _ANNOTATION.findall(line)
-        unmarked = _EQUATION.findall(_rewrite(line.rpartition(">>")[2]))
-        equations += [found for found in unmarked if not isinstance(_read_equation(found), ConversionFailure)]
+        for found in _EQUATION.findall(_rewrite(line.rpartition(">>")[2])):
+            with suppress(NoChain):
+                _read_equation(found)
+                equations.append(found)
     return equations
 
 
@@ -115,15 +102,19 @@ class GSM8K(RowTask, Arithmetic):
 
     def convert(self, row: Row) -> tuple[Problem | None, str]:
         """As for every such task; without a chain there is a problem still, if only the answer can be read."""
-        outcome = convert_row(row)
-        if outcome == ConversionFailure.NO_ANSWER:
-            return None, outcome
-        steps, why = ([], outcome) if isinstance(outcome, ConversionFailure) else (outcome, CONVERTED)
-        answer = format_number(parse_answer(row["answer"].rpartition("####")[2]))
+        solution, mark, final = row["answer"].rpartition("####")
+        try:
+            answer = parse_answer(final if mark else "")
+        except ValueError:
+            return None, "no answer after ####"
+        try:
+            steps, why = gold_steps(solution, answer), CONVERTED
+        except NoChain as error:
+            steps, why = [], str(error)
         question = " ".join(row["question"].split())
         level = len(steps) or max(1, len(_ANNOTATION.findall(row["answer"])))
         details = {"steps": steps, "constants": _constants(question, steps)}
-        return Problem("", self.name, "", level, question, answer, self.canonical(row), details), why
+        return Problem("", self.name, "", level, question, format_number(answer), self.canonical(row), details), why
 
     def solution(self, problem: Problem, rng: random.Random | None = None) -> list[str]:
         """As for arithmetic. Raises ValueError for a test row whose annotations do not convert."""
@@ -138,5 +129,5 @@ def _constants(question: str, steps: list[Step]) -> list[str]:
     for step in steps:
         missing += [number for number in dict.fromkeys(step[1:]) if not is_stated(number, stated)]
         stated |= {abs(parse_number(number)) for number in missing}
-        stated |= numbers_in(format_number(_result(step)))
+        stated |= numbers_in(format_number(result_of(step)))
     return missing
