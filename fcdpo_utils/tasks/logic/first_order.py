@@ -115,51 +115,45 @@ def _formula(tree: Any) -> Formula:
     return Formula("=" if tree.data == "equation" else "atom", names=tuple(names))
 
 
-class _Solver:
-    """z3 over one sort of things, for one question: its answer does not depend on what was asked before.
+def _allowed(formula: Formula, premises: Sequence[Formula], budget: int) -> bool | None:
+    """Whether `formula` can be true together with the premises; None where the budget does not tell.
 
-    A second question after one that ran out of budget has crashed z3 5.4 (in a quantified theory, with push and pop).
+    By z3 over one sort of things. Each question has a solver of its own, for its answer must not depend on others: one
+    after another that ran out of budget has crashed z3 5.4 (in a quantified theory, with push and pop).
     """
+    import z3  # a third of a second, which who decides nothing need not wait for
 
-    def __init__(self, premises: Sequence[Formula], budget: int):
-        import z3  # a third of a second, which who decides nothing need not wait for
+    context = z3.Context()
+    thing, truth = z3.DeclareSort("Thing", context), z3.BoolSort(context)
 
-        self.z3, context = z3, z3.Context()
-        self.thing, self.truth = z3.DeclareSort("Thing", context), z3.BoolSort(context)
-        self.solver = z3.SimpleSolver(ctx=context)
-        self.solver.set("rlimit", budget)
-        self.solver.set("timeout", SAFETY_MILLISECONDS)
-        self.solver.add(*map(self.expression, premises))
-
-    def allows(self, formula: Formula) -> bool | None:
-        """Whether `formula` can be true together with the premises; None where the budget does not tell."""
-        self.solver.add(self.expression(formula))
-        found = self.solver.check()
-        return None if found == self.z3.unknown else found == self.z3.sat
-
-    def expression(self, formula: Formula) -> Any:
-        z3, kind = self.z3, formula.kind
-        names = [z3.Const(name, self.thing) for name in formula.names]
+    def expression(formula: Formula) -> Any:
+        kind, names = formula.kind, [z3.Const(name, thing) for name in formula.names]
         if kind == "atom":
-            return z3.Function(formula.names[0], *[self.thing] * (len(names) - 1), self.truth)(*names[1:])
+            return z3.Function(formula.names[0], *[thing] * (len(names) - 1), truth)(*names[1:])
         if kind in ("all", "exists"):
-            return (z3.ForAll if kind == "all" else z3.Exists)(names, self.expression(formula.parts[0]))
-        operands = names or [self.expression(part) for part in formula.parts]
+            return (z3.ForAll if kind == "all" else z3.Exists)(names, expression(formula.parts[0]))
+        operands = names or [expression(part) for part in formula.parts]
         several = {"and": z3.And, "or": z3.Or, "not": z3.Not}.get(kind)
         return several(*operands) if several else reduce({"->": z3.Implies, "xor": z3.Xor}.get(kind, eq), operands)
+
+    solver = z3.SimpleSolver(ctx=context)
+    solver.set(rlimit=budget, timeout=SAFETY_MILLISECONDS)
+    solver.add(*map(expression, (*premises, formula)))
+    found = solver.check()
+    return None if found == z3.unknown else found == z3.sat
 
 
 def is_consistent(premises: tuple[Formula, ...]) -> bool | None:
     """Whether all can be true together; None where the budget does not tell."""
-    return _Solver(premises[1:], BUDGET).allows(premises[0])
+    return _allowed(premises[0], premises[1:], BUDGET)
 
 
 @lru_cache(maxsize=4096)
 def decide(premises: tuple[Formula, ...], goal: Formula) -> str | None:
     """True, False or Unknown, as premises that agree with each other have it; None where the budget does not tell."""
-    if (denied := _Solver(premises, BUDGET // 2).allows(Formula("not", (goal,)))) is False:
+    if (denied := _allowed(Formula("not", (goal,)), premises, BUDGET // 2)) is False:
         return "True"
-    claimed = _Solver(premises, BUDGET // 2).allows(goal)
+    claimed = _allowed(goal, premises, BUDGET // 2)
     return "False" if claimed is False else "Unknown" if denied and claimed else None
 
 
@@ -167,5 +161,5 @@ def decide(premises: tuple[Formula, ...], goal: Formula) -> str | None:
 def equivalent(formula: Formula, others: tuple[Formula, ...]) -> tuple[bool | None, ...]:
     """Which of `others` say the same, whatever the world; None where the budget, for all together, does not tell."""
     share = BUDGET // len(others)
-    differ = [formula != other and _Solver((), share).allows(Formula("xor", (formula, other))) for other in others]
+    differ = [formula != other and _allowed(Formula("xor", (formula, other)), (), share) for other in others]
     return tuple(None if one is None else not one for one in differ)
