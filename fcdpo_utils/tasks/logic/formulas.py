@@ -114,20 +114,15 @@ def decide(premises: Sequence[Formula], goal: Formula) -> Label:
 
 def is_consistent(premises: Iterable[Formula]) -> bool:
     """Whether some model satisfies all premises."""
-    return satisfiable(to_clauses(premises))
-
-
-def to_clauses(formulas: Iterable[Formula]) -> tuple[Clause, ...]:
-    """Clauses (implicitly universally quantified)."""
-    clauses: list[Clause] = []
-    for formula in formulas:
+    clauses: list[Clause] = []  # implicitly universally quantified
+    for formula in premises:
         if formula.head is None:
             clauses.append(frozenset(formula.body))
         else:
             denied = [literal.negated() for literal in formula.body]
             conditions = [denied] if formula.connective == "and" else [[literal] for literal in denied]
             clauses += [frozenset([*condition, formula.head]) for condition in conditions]
-    return tuple(clauses)
+    return satisfiable(tuple(clauses))
 
 
 def ground(clauses: Collection[Clause]) -> Iterator[Clause]:
