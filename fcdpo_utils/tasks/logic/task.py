@@ -48,11 +48,8 @@ def _wrong_goal(problem: Problem, calls: list[str], rng: random.Random) -> list[
     flipped = {"True": "False", "False": "True"}.get(problem.answer)
     if flipped is None:
         return None
-    edits = {f'Conclude("{problem.answer}")': f'Conclude("{flipped}")'}
-    for call in calls:
-        if match := re.fullmatch(r'(Query|Decide)\("(not )?(.*)"\)', call):
-            edits[call] = f'{match[1]}("{"" if match[2] else "not "}{match[3]}")'
-    return [edits.get(call, call) for call in calls]
+    opposite = [re.sub(r'^(Query|Decide)\("(not )?', lambda m: f'{m[1]}("{"" if m[2] else "not "}', c) for c in calls]
+    return [call.replace(f'Conclude("{problem.answer}")', f'Conclude("{flipped}")') for call in opposite]
 
 
 def wrong_label(problem: Problem, calls: list[str], rng: random.Random) -> list[str]:
@@ -82,8 +79,7 @@ class FirstOrderLogic(Task):
         "wrong_label": wrong_label,
     }
 
-    def generate(self, count: int, split: str, seed: int, levels: tuple[int, ...] = (1, 2, 3)) -> list[Problem]:
-        return theories.generate(count, split, seed, levels)
+    generate = staticmethod(theories.generate)
 
     def example(self) -> Problem:
         premises = ["big(x) -> guard(x)", "not guard(x) -> hot(x)", "big(Lisa)"]

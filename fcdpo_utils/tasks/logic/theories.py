@@ -31,7 +31,7 @@ PRACTISED_SHARE = 0.4  # the same in training, for they are what students misrea
 WORDS: dict[str, dict[str, list[str]]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def generate(count: int, split: str, seed: int, levels: Sequence[int]) -> list[Problem]:
+def generate(count: int, split: str, seed: int, levels: Sequence[int] = (1, 2, 3)) -> list[Problem]:
     """`count` problems with distinct questions, levels and labels in turn. Raises ValueError where there are fewer."""
     check_request("fol", split, levels, DEPTHS if split == "ood_depth" else LEVELS, SPLITS)
     made: dict[str, Problem] = {}  # by question
