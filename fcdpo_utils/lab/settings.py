@@ -43,10 +43,9 @@ class VariantSettings(SettingsGroup):
         values, found = self.grid.values(), []
         try:
             for combination in zip(*values, strict=True) if self.together else product(*values):
+                name = self.name.format(*combination)
                 change = (*self.change, *map("{}={}".format, self.grid, combination))
-                found.append(
-                    VariantSettings(question=self.question, name=self.name.format(*combination), change=change)
-                )
+                found.append(self.model_copy(update={"name": name, "change": change, "grid": {}}))
         except (ValueError, LookupError):
             raise ValueError(f"ablations: the name {self.name!r} or the values do not fit the grid") from None
         return found
@@ -210,13 +209,8 @@ def _require_distinct(group: str, names: Sequence[str]) -> None:
 
 def _leaves(settings: RunSettings) -> dict[str, str]:
     """Every setting that has a value, by name and as text."""
-    found = {}
-    for name, value in settings:
-        if isinstance(value, SettingsGroup | dict):
-            found |= {f"{name}.{part}": _shown(own) for part, own in dict(value).items()}
-        else:
-            found[name] = _shown(value)
-    return found
+    groups = {name: dict(value) if isinstance(value, SettingsGroup | dict) else {"": value} for name, value in settings}
+    return {f"{name}.{part}".rstrip("."): _shown(own) for name, group in groups.items() for part, own in group.items()}
 
 
 def _shown(value: Any) -> str:
