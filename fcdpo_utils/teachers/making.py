@@ -59,14 +59,14 @@ class _Making:
     def __init__(
         self, path: Path, problems: Sequence[Problem], settings: Settings, progress: ProgressCallback, room: str
     ):
-        self.path, self.problems, self.settings, self.progress = path, problems, settings, progress
+        self.path, self.settings, self.progress = path, settings, progress
         self.by_id = {problem.id: problem for problem in problems}
         teacher = [room] if settings.teacher.kind == "scripted" else []  # of a model only what it says counts
         self.code = code_of(__name__, *teacher, *rooms_of(problem.task for problem in problems))
         parts: dict[str, Any] = {"teacher": settings.teacher.model_dump(exclude=_HOW_MANY | _WHERE)}
         if settings.teacher.kind == "local":
-            adapter = Path(settings.teacher.adapter) if settings.teacher.adapter else None
-            parts["model"] = student_fingerprint(settings.teacher.student, adapter)
+            adapter = settings.teacher.adapter
+            parts["model"] = student_fingerprint(settings.teacher.student, adapter and Path(adapter))
         if settings.teacher.kind == "scripted":
             parts["code"] = self.code  # remaking its chains costs nothing; those of models are run again instead
         self.keys = keys_of(problems, settings, seed=settings.seed, **parts)
@@ -80,12 +80,12 @@ class _Making:
         self.waiting = {_place(record): record for record in waiting}
 
     def _is_current(self, record: store.Record) -> bool:
+        """Whether it is wanted, and if other code made it, this gives its calls the same results and labels."""
         wanted = record["number"] < self.settings.teacher.samples
-        same = wanted and record["key"] == self.keys.get(record["problem_id"])
-        return same and (record["code"] == self.code or self._runs_the_same(record))
-
-    def _runs_the_same(self, record: store.Record) -> bool:
-        """Whether this code, not the one that made a chain, gives its calls the same results and labels."""
+        if not wanted or record["key"] != self.keys.get(record["problem_id"]):
+            return False
+        if record["code"] == self.code:
+            return True
         chain = Chain.from_record(record)
         episode = request_of(self.by_id[record["problem_id"]], self.settings).episode()
         return all(episode.step(step.call) == step for step in chain.steps) and episode.chain() == chain
@@ -153,7 +153,7 @@ class _Making:
         record = sample.chain.record(**extra)
         store.append(self.path, [record])
         self._count(record)
-        self._report(len(self.problems) * options.samples)  # no more than that
+        self._report(len(self.by_id) * options.samples)  # no more than that
 
     def _report(self, total: int) -> None:
         spent = f", {self.tokens:,} tokens" if self.tokens else ""
@@ -161,13 +161,13 @@ class _Making:
 
     def finish(self) -> None:
         """Say what a budget ended, and put the chains in order, as if nothing had ever been interrupted."""
-        if 0 < len(self.made) < len(self.problems) * self.settings.teacher.samples:
+        if 0 < len(self.made) < len(self.by_id) * self.settings.teacher.samples:
             self._report(len(self.made))  # all that were wanted
         if (limit := self.ended()) and self.asked.keys() - self.made.keys():
             spent = f"{len(self.made)} chains, {self.tokens:,} tokens, cost {self.cost:.2f}"
             print(f"stopped at teacher.{limit}={getattr(self.settings.teacher, limit)}: {spent}")
         kept, _ = current(self.path, lambda record: _place(record) in self.asked)
-        places = {problem.id: place for place, problem in enumerate(self.problems)}
+        places = {name: place for place, name in enumerate(self.by_id)}
         ordered = sorted(kept, key=lambda record: (places[record["problem_id"]], record["number"]))
         if ordered != kept:
             store.write_records(self.path, ordered)
