@@ -9,6 +9,9 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
+from pathlib import Path
+
+import yaml
 
 from fcdpo_utils.arithmetic import Arithmetic, Step, parse_answer
 from fcdpo_utils.numbers import answers_equal, format_number, is_stated, numbers_in, parse_number
@@ -20,15 +23,7 @@ from fcdpo_utils.tools import ToolError
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _NUMBER = r"\(*-?(?:\d+\.?\d*|\.\d+)\)*"
 _EQUATION = re.compile(rf"{_NUMBER}(?: *[-+*/] *{_NUMBER})+ *= *-?(?:\d+\.?\d*|\.\d+)", re.ASCII)
-_REWRITES = (  # what people write -> what `expression_steps` reads, in this order
-    (r"(?<=\d),(?=\d{3})|\$", ""),
-    ("[\u2013\u2212]", "-"),
-    ("\u00d7|" r"(?<=[\d) ])x(?=[\d( ])", "*"),
-    ("\u00f7|//", "/"),
-    (r"(\d+(?:\.\d+)?|\.\d+) ?%", r"(\1/100)"),
-    (r"(?<=[\d)]) +[A-Za-z][A-Za-z ]*?(?= *[-+*/=])", ""),  # units: "12 apples + 3 apples"
-    (r"(?<![\d.])0+(?=\d)", ""),  # 08 is no Python number
-)
+_REWRITES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))["rewrites"]
 
 
 class NoChain(Exception):
