@@ -339,7 +339,8 @@ def test_a_file_can_bring_no_chat_role_into_a_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "line 2 is not JSON: '{broken'"),
+        ("{broken", 'line 2: expected an object with text "question" and "answer", got \'{broken\''),
+        ('"text"', 'line 2: expected an object with text "question" and "answer", got \'text\''),
         ("[1]", 'line 2: expected an object with text "question" and "answer", got \'[1]\''),
         ('{"question": "?"}', 'line 2: expected an object with text "question" and "answer"'),
         ('{"question": "?", "answer": 3}', 'line 2: expected an object with text "question" and "answer"'),

@@ -5,7 +5,6 @@ evaluated. Knows nothing of models or runs.
 """
 
 import inspect
-import json
 import runpy
 import sys
 import traceback
@@ -22,6 +21,7 @@ from fcdpo_utils.episode import run_calls
 from fcdpo_utils.numbers import answers_equal
 from fcdpo_utils.problems import TASKS, Problem, Task, check_request, folded, register, split_of
 from fcdpo_utils.settings import Limits
+from fcdpo_utils.tasks.rows import json_lines
 from fcdpo_utils.tools import Toolset, tool
 
 MAX_HELP_CHARACTERS = 200
@@ -187,8 +187,7 @@ class OwnTask(Task):
         if self.source is None:
             rows = self.problems() if callable(self.problems) else self.problems
             return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-        lines = enumerate(self.source.read_text(encoding="utf-8").split("\n"), start=1)
-        return [(f"{self.source.name} line {number}", _parsed(line)) for number, line in lines if line.strip()]
+        return [(f"{self.source.name} {place}", row) for place, row in json_lines(self.source)]
 
     def _problem(self, row: Any) -> Problem:
         """A row as a problem. Raises `OwnTaskError`: what is wrong with it."""
@@ -241,12 +240,6 @@ class OwnTask(Task):
         guesses = [end, *([echo, *end] for echo in echoes)]  # the answer alone, or said before it is given
         if guess := next((guess for guess in guesses if not self._unsound(self.shown, guess)), None):
             yield f"{self.name}: a guess would count as sound: {' '.join(guess)}"
-
-
-def _parsed(line: str) -> Any:
-    with suppress(ValueError, RecursionError):
-        return json.loads(line)
-    return line
 
 
 def load(path: str) -> list[OwnTask]:

@@ -9,6 +9,7 @@ import random
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -103,29 +104,34 @@ class RowTask(Task):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{self.name}: no file {path}; expected JSONL, each line with {self._form}")
         try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
+            return [self._row(row, f"{path} {place}") for place, row in json_lines(Path(path))]
         except UnicodeDecodeError:
             raise ValueError(f"{self.name}: {path} is not UTF-8 text; expected JSONL") from None
-        return [self._row(line, f"{path} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
 
     @property
     def _form(self) -> str:
         return " and ".join(f'"{field}"' for field in self.fields)
 
-    def _row(self, line: str, place: str) -> Row:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{self.name}: {place} is not JSON: {line[:40]!r}") from None
-        told = [(field, row.get(field)) for field in self.fields] if isinstance(row, dict) else [("", row)]
+    def _row(self, row: Any, place: str) -> Row:
+        told = [(field, row.get(field)) for field in self.fields] if isinstance(row, dict) else [("", None)]
         texts = [value if field in self.lists and isinstance(value, list) else [value] for field, value in told]
         if not all(listed and all(isinstance(text, str) for text in listed) for listed in texts):
-            raise ValueError(f"{self.name}: {place}: expected an object with text {self._form}, got {line[:40]!r}")
+            raise ValueError(f"{self.name}: {place}: expected an object with text {self._form}, got {str(row)[:40]!r}")
         return row
 
     def report(self, path: Path) -> str:
         """How many rows of a file convert, and how many do not by reason: lines of count, share and reason."""
         return table(Counter(self.convert(row)[1] for row in self.load_rows(path)), CONVERTED, "rows")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line of a JSONL file is, and what it holds: its text where that is not JSON."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        row: Any = line
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+        if line.strip():
+            yield f"line {number}", row
 
 
 def table(counts: Counter[str], first: str, total: str) -> str:
