@@ -202,3 +202,9 @@ def test_own_chains_come_with_the_mended_ones_where_asked(monkeypatch: pytest.Mo
         for settings in (settings_of("own_chains.samples=1"), asked)
     )
     assert plain_ones == made and both[:1] == made and [chain.recovered for _, chain in both[1:]] == [True]
+
+
+def test_no_chain_is_mended_where_no_solution_is_known() -> None:
+    problem = replace(PROBLEM, task="gsm8k", details={"steps": [], "constants": []})
+    begun = chain_of("Sum(3, 4)", "Divide(7, 0)", problem=problem)
+    assert mended([("gsm8k", begun)], [problem], Limits()) == []

@@ -48,7 +48,10 @@ def mended(chains: Chains, problems: Iterable[Problem], limits: Limits) -> Chain
         if place is None:
             continue
         task, problem, calls = TASKS[name], by_id[chain.problem_id], [step.call for step in chain.steps[: place + 1]]
-        gold = [step.call for step in run_calls(task, problem, task.gold_calls(problem)).steps]
+        try:
+            gold = [step.call for step in run_calls(task, problem, task.gold_calls(problem)).steps]
+        except ValueError:  # no solution is known, as in a task of one's own whose teacher is a model
+            continue
         whole = run_calls(task, problem, [*calls, *gold[place:]], limits)
         if calls[:-1] == gold[:place] and whole.recovered:
             found.append((name, whole))
