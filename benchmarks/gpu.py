@@ -206,7 +206,6 @@ def _ours(
     scored = sum(map(sum, (sequence.policy for sequence in tokens)))
     flops = useful_flops(model, passed, scored) / count
     pack = min(passed // count, fitted.pack_tokens)
-    needed = told.dims.weights_bytes(True, half.itemsize) + told.fixed() + told.pack(pack)
     return {
         "gradient_checkpointing": checkpointing,
         "pack_tokens": fitted.pack_tokens,
@@ -215,7 +214,7 @@ def _ours(
         "pairs_per_second": round(CHAINS * CHAINS / each, 2),
         "share_of_peak": round(flops / each / product_flops(half), 3),
         "peak_gb": round(memory / 1e9, 2),
-        "told_gb": round(needed / 1e9, 2),
+        "told_gb": round(told.total(pack) / 1e9, 2),
     }
 
 

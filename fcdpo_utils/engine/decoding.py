@@ -159,14 +159,8 @@ class DecodeEngine:
         longest = max(chain.cached + len(chain.pending) for chain in chains)
         self.slots = max(self.slots, -(-longest // _GROWTH) * _GROWTH)
         ids, plan = self._plan(chains)
-        output = self.model(
-            input_ids=ids[None],
-            position_ids=plan.slots[None] + self.offset,
-            use_cache=False,
-            logits_to_keep=plan.last,
-            cache=self.cache,
-            plan=plan,
-        )
+        options = {"use_cache": False, "logits_to_keep": plan.last, "cache": self.cache, "plan": plan}
+        output = self.model(input_ids=ids[None], position_ids=plan.slots[None] + self.offset, **options)
         for chain in chains:
             chain.cached += len(chain.pending)
             chain.pending = []

@@ -122,6 +122,10 @@ class TrainingMemory:
         backward = tokens * layer + max(mlp_backward, norm_backward - tokens * mlp)
         return tokens * dims.layers * width * hidden + max(backward, head)
 
+    def total(self, tokens: int) -> int:
+        """Weights, adapters and a pack of `tokens` together."""
+        return self.dims.weights_bytes(self.four_bit, self.width) + self.fixed() + self.pack(tokens)
+
     def longest_pack(self, available: int) -> int:
         """How many tokens a pack may have with `available` bytes besides the frozen weights; 0 if none fits."""
         room = int(available * (1 - MARGIN)) - self.fixed()

@@ -23,6 +23,8 @@ from fcdpo_utils.plain import Sampling, chain_stream, choose_tokens
 from fcdpo_utils.tokens import Message, encode_text, render, turn_ends
 from fcdpo_utils.tools import Toolset
 
+_RESULT_TOKENS = 32  # of a function's result and the template around it, for an estimate
+
 
 class ChatError(Exception):
     """One line: what the model's chat template cannot do."""
@@ -84,7 +86,7 @@ def _run(model: PreTrainedModel, rows: list[_Chain], sampling: Sampling, ended: 
         return row
 
     longest = max(map(len, prompts.values())) - shared
-    longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + 32)  # 32: what a result may take
+    longest += max(row.episode.limits.calls for row in rows) * (sampling.turn_tokens + _RESULT_TOKENS)
     together = min(chains_that_fit(model, longest, sampling.batch_size), len(rows))
     started = [start() for _ in range(together) if admit()]
     if not started:

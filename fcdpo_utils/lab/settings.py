@@ -209,8 +209,13 @@ def _require_distinct(group: str, names: Sequence[str]) -> None:
 
 def _leaves(settings: RunSettings) -> dict[str, str]:
     """Every setting that has a value, by name and as text."""
-    groups = {name: dict(value) if isinstance(value, SettingsGroup | dict) else {"": value} for name, value in settings}
-    return {f"{name}.{part}".rstrip("."): _shown(own) for name, group in groups.items() for part, own in group.items()}
+    found = {}
+    for name, value in settings:
+        if isinstance(value, SettingsGroup | dict):
+            found |= {f"{name}.{part}": _shown(own) for part, own in dict(value).items()}
+        else:
+            found[name] = _shown(value)
+    return found
 
 
 def _shown(value: Any) -> str:

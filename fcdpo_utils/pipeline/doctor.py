@@ -91,8 +91,7 @@ def _memory(settings: Settings) -> str:
     student, training = known(settings.student.source), settings.training
     if student is None:
         return ""
-    dims, tokens = ModelDims(**student["dims"]), training.pack_tokens
-    models = (TrainingMemory(dims, True, training.lora_rank, checkpointing) for checkpointing in (True, False))
-    needed = (dims.weights_bytes(four_bit=True) + model.fixed() + model.pack(tokens) for model in models)
-    least, most = (size / (1 - MARGIN) / 1e9 for size in needed)
+    shape = ModelDims(**student["dims"]), True, training.lora_rank
+    models = (TrainingMemory(*shape, checkpointing) for checkpointing in (True, False))
+    least, most = (model.total(training.pack_tokens) / (1 - MARGIN) / 1e9 for model in models)
     return f" of {least:.0f} GB (layers not checkpointed from {most:.0f} GB on)"

@@ -49,9 +49,10 @@ def mended(chains: Chains, problems: Iterable[Problem], limits: Limits) -> Chain
             continue
         task, problem, calls = TASKS[name], by_id[chain.problem_id], [step.call for step in chain.steps[: place + 1]]
         try:
-            gold = [step.call for step in run_calls(task, problem, task.gold_calls(problem)).steps]
-        except ValueError:  # no solution is known, as in a task of one's own whose teacher is a model
+            solution = task.gold_calls(problem)
+        except ValueError:  # it has none
             continue
+        gold = [step.call for step in run_calls(task, problem, solution).steps]
         whole = run_calls(task, problem, [*calls, *gold[place:]], limits)
         if calls[:-1] == gold[:place] and whole.recovered:
             found.append((name, whole))

@@ -147,8 +147,10 @@ class DeductionTools(FolTools):
 
     def _met_rule(self) -> str:
         """The most recent rule that the fact just recorded sets going, if any."""
-        met = [n for n, rule in enumerate(self.rules, start=1) if yields(rule, self.facts[-1], self.facts)]
-        return f": R{met[-1]} applies" if met else ""
+        for number in range(len(self.rules), 0, -1):
+            if yields(self.rules[number - 1], self.facts[-1], self.facts):
+                return f": R{number} applies"
+        return ""
 
 
 class DecideTools(FolTools):
