@@ -20,11 +20,11 @@ from fcdpo_utils.plain import Engine, ProgressCallback, Sampling
 from fcdpo_utils.problems import TASKS, Problem, rooms_of
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.teacher import SampleRequest
-from fcdpo_utils.tokens import Message
+from fcdpo_utils.tokens import Prompts
 from fcdpo_utils.weights import student_fingerprint
 
 
-def prompts_of(problems: Sequence[Problem]) -> dict[str, list[Message]]:
+def prompts_of(problems: Sequence[Problem]) -> Prompts:
     """The prompt of each problem, by problem id."""
     return {p.id: PYTHON_CALLS.prompt(TASKS[p.task], p) for p in problems}
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, get_args
 
 from fcdpo_utils.calls import ErrorKind
@@ -84,9 +85,9 @@ def summary(chains: Sequence[Chain], tokens: TokenCounts = None) -> dict[str, An
         score = wilson(sum(getattr(chain, label) for chain in chains), len(chains))
         shares |= {label: score.estimate, f"{label}_ci95": [score.low, score.high]}
     calls, done = call_rates(chains), [chain for chain in chains if chain.solved]
-    effort: dict[str, Any] = {"calls_per_solved": _mean([len(chain.steps) for chain in done])}
+    effort: dict[str, Any] = {"calls_per_solved": fmean(len(chain.steps) for chain in done) if done else None}
     if tokens is not None:
-        effort["tokens_per_solved"] = _mean([tokens[chain.problem_id] for chain in done])
+        effort["tokens_per_solved"] = fmean(tokens[chain.problem_id] for chain in done) if done else None
     return {
         **shares,
         "step_validity": calls["accepted"],
@@ -95,10 +96,6 @@ def summary(chains: Sequence[Chain], tokens: TokenCounts = None) -> dict[str, An
         "recovery": recovery(chains),
         **effort,
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def compare(

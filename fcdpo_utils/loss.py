@@ -45,11 +45,17 @@ def grouped_dpo_loss(chosen: Tensor, rejected: Tensor, all_pairs: bool = True, k
     """Mean loss over all pairs of one prompt (Da), or over the pairs of equal place (D*); a scalar.
 
     chosen: (k,), rejected: (l,), the rewards s = beta * (log p - log p_ref); with kind "sigmoid_norm" they are means
-    over tokens. "apo_zero" (arXiv 2408.06266, eq. 7) wants chosen rewards above 0 and rejected ones below.
+    over tokens, with "orpo" `log_odds`. "apo_zero" (arXiv 2408.06266, eq. 7) wants chosen ones above 0, others below.
     """
     if kind == "apo_zero":  # a sum over chains: each is in equally many pairs
         return 1 - chosen.sigmoid().mean() + rejected.sigmoid().mean()
     return pair_loss(chosen[:, None], rejected[None, :]).mean() if all_pairs else pair_loss(chosen, rejected).mean()
+
+
+def log_odds(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """ORPO's rewards (arXiv 2403.07691, eq. 4): log p - log(1 - p) of the tokens' mean probability p; all are (k,)."""
+    mean = (log_probs / tokens).clamp(max=-1e-6)  # of the logarithms; p = 1 has no odds
+    return mean - (-mean.expm1()).log()
 
 
 def sft_loss(log_probs: Tensor, tokens: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fcdpo_utils import store
 from fcdpo_utils.episode import Chain
-from fcdpo_utils.tokens import Message
+from fcdpo_utils.tokens import Prompts
 
 Pair = tuple[int, int]  # indices of a chosen and a rejected completion
 Label = Literal["sound", "valid", "solved", "shuffled"]
@@ -97,16 +97,14 @@ def build_preferences(
     return Preferences(tuple(completions), tuple(groups))
 
 
-def export_rows(
-    preferences: Preferences, pairs: Iterable[Pair], prompts: dict[str, list[Message]]
-) -> Iterator[dict[str, Any]]:
+def export_rows(preferences: Preferences, pairs: Iterable[Pair], prompts: Prompts) -> Iterator[dict[str, Any]]:
     """Rows with `prompt`, `chosen` and `rejected` messages, one at a time: all of them may not fit into memory."""
     for pair in pairs:
         w, l = (preferences.completions[index] for index in pair)
         yield {"prompt": prompts[w.problem_id], "chosen": w.chain.messages(), "rejected": l.chain.messages()}
 
 
-def save_preferences(run_dir: Path, preferences: Preferences, prompts: dict[str, list[Message]]) -> None:
+def save_preferences(run_dir: Path, preferences: Preferences, prompts: Prompts) -> None:
     """Write completions, groups, and D* and Da as rows of messages."""
     completions = (c.chain.record(task=c.task, correct=c.correct) for c in preferences.completions)
     store.write_records(run_dir / "completions.jsonl", completions)

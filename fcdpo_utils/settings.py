@@ -146,7 +146,7 @@ class TrainingSettings(SettingsGroup):
 
     trainer: Literal["grouped", "stock"] = "grouped"
     learning_rate: float = Field(default=1e-3, gt=0)
-    loss: Literal["sigmoid", "sigmoid_norm", "apo_zero"] = Field(default="sigmoid", description="of pairs; TRL's names")
+    loss: Literal["sigmoid", "sigmoid_norm", "apo_zero", "orpo"] = Field(default="sigmoid", description="TRL's names")
     epochs: float = Field(default=1.0, gt=0)
     steps: int = Field(default=0, ge=0, description="optimiser steps in place of epochs; 0: epochs count")
     prompts_per_step: int = Field(default=4, ge=1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a chain and its labels need no tokenizer
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+Prompts = dict[str, list[Message]]  # by problem id
 Schemas = list[dict[str, Any]] | None  # of functions, for a chat template that knows tools
 
 

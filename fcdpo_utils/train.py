@@ -22,7 +22,7 @@ from fcdpo_utils.plain import Engine, Progress
 from fcdpo_utils.preferences import Preferences
 from fcdpo_utils.settings import Settings
 from fcdpo_utils.students import describe, free_memory, load_student
-from fcdpo_utils.tokens import Message, Tokens, encode_chat, unmasked
+from fcdpo_utils.tokens import Prompts, Tokens, encode_chat, unmasked
 from fcdpo_utils.trainer import StepProgress, build_trainer, curve, distributed_state, last_checkpoint
 from fcdpo_utils.weights import ADAPTER_FILE, student_fingerprint
 
@@ -64,10 +64,7 @@ class TrainingSummary:
 
 
 def tokenise(
-    preferences: Preferences,
-    prompts: dict[str, list[Message]],
-    tokenizer: PreTrainedTokenizerBase,
-    mask_results: bool = True,
+    preferences: Preferences, prompts: Prompts, tokenizer: PreTrainedTokenizerBase, mask_results: bool = True
 ) -> list[Tokens]:
     """Every completion after its prompt, tokenised once; without `mask_results`, all its tokens are the policy's.
 
@@ -83,7 +80,7 @@ def tokenise(
 def train_student(
     folder: Path,
     preferences: Preferences,
-    prompts: dict[str, list[Message]],
+    prompts: Prompts,
     settings: Settings,
     engine: Engine,
     progress: Progress,
@@ -133,11 +130,7 @@ def _save_curve(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def training_fingerprint(
-    preferences: Preferences,
-    prompts: dict[str, list[Message]],
-    settings: Settings,
-    engine: Engine,
-    start: Path | None = None,
+    preferences: Preferences, prompts: Prompts, settings: Settings, engine: Engine, start: Path | None = None
 ) -> str:
     """Of all that a training depends on: code, data, student, settings, seed, and the adapter that it goes on from."""
     return fingerprint(

@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from fcdpo_utils.dataset import GroupBatch, GroupDataset, TaskSampler
-from fcdpo_utils.loss import grouped_dpo_loss, sft_loss
+from fcdpo_utils.loss import grouped_dpo_loss, log_odds, sft_loss
 from fcdpo_utils.plain import Engine, ProgressCallback
 from fcdpo_utils.preferences import Pair
 from fcdpo_utils.settings import Settings, TrainingSettings
@@ -67,7 +67,7 @@ class GroupedDPOTrainer(DPOTrainer):
         reference = log_probs.new_tensor([self.reference[index] for index in batch.completions])
         rewards, options, losses = self.beta * (log_probs - reference), self.settings, []
         lengths = log_probs.new_tensor([sum(sequence.policy) for sequence in batch.sequences])
-        scores = rewards / lengths if options.loss == "sigmoid_norm" else rewards
+        scores = {"sigmoid_norm": rewards / lengths, "orpo": log_odds(log_probs, lengths)}.get(options.loss, rewards)
         for chosen, rejected in batch.sides():
             loss = options.sft_weight * sft_loss(log_probs[chosen], lengths[chosen])
             if options.dpo_weight:
@@ -79,9 +79,8 @@ class GroupedDPOTrainer(DPOTrainer):
 
     def _say_flat_memory(self, tokens: int, passes: int) -> None:
         if not self.said_flat_memory:
-            limit = f"training.pack_tokens = {self.settings.pack_tokens}"
-            parts = f"{tokens} tokens in {passes} parts, each recomputed"
-            print(f"a batch exceeds {limit}: flat memory, {parts}", flush=True)
+            limit = f"exceeds training.pack_tokens = {self.settings.pack_tokens}: flat memory"
+            print(f"a batch {limit}, {tokens} tokens in {passes} parts, each recomputed", flush=True)
         self.said_flat_memory = True
 
     def _record(self, batch: GroupBatch, log_probs: Tensor, rewards: Tensor, tokens: int) -> None:

@@ -1,5 +1,7 @@
 """The losses as a specification: the grouped DPO loss is the mean over all pairs, with the gradient of the method."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -9,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaForCausalLM
 
 from fcdpo_utils import engine
-from fcdpo_utils.loss import expanded_dpo_loss, grouped_dpo_loss, sequence_log_prob, sft_loss
+from fcdpo_utils.loss import expanded_dpo_loss, grouped_dpo_loss, log_odds, sequence_log_prob, sft_loss
 from fcdpo_utils.tokens import Tokens
 
 REWARDS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
@@ -48,6 +50,15 @@ def test_the_loss_without_augmentation_is_the_mean_over_pairs_of_equal_place(pai
 
 def test_the_sft_loss_is_the_mean_over_tokens_not_over_completions() -> None:
     assert sft_loss(tensor([-6.0, -1.0]), tensor([3.0, 4.0])).item() == 1.0
+
+
+@given(st.floats(1e-3, 0.999), st.integers(1, 50))
+def test_log_odds_are_of_the_tokens_mean_probability(p: float, tokens: int) -> None:
+    log_prob, count = tensor([tokens * math.log(p)]), tensor([tokens])
+    assert log_odds(log_prob, count).item() == pytest.approx(math.log(p / (1 - p)), rel=1e-9, abs=1e-9)
+    sure = torch.zeros(1, requires_grad=True)  # rounded to certainty: neither infinite nor of infinite slope
+    log_odds(sure, count).backward()
+    assert 10 < log_odds(sure, count).item() < 20 and sure.grad.isfinite().all()
 
 
 def test_a_log_probability_is_the_sum_over_the_policys_tokens_alone(few_words_model: LlamaForCausalLM) -> None:

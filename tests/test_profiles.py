@@ -266,7 +266,9 @@ def test_a_training_is_reported_to_whom_the_settings_say(monkeypatch: pytest.Mon
     assert load_settings("smoke", ["report_to=tensorboard"]).report_to == "tensorboard"
 
 
-def test_mended_chains_want_the_label_that_takes_them() -> None:
+def test_settings_that_do_not_agree_are_refused_in_one_line() -> None:
+    line = "setting training.loss: TRL's own DPO trainer knows no orpo; set training.trainer=grouped"
+    assert error_of("training.loss=orpo", "training.trainer=stock") == line
     line = "setting own_chains.mended: mended chains are incorrect ones, but for preferences.label=valid"
     assert error_of("own_chains.mended=true") == line
     assert load_settings("smoke", ["own_chains.mended=true", "preferences.label=valid"]).own_chains.mended

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from peft import PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from small import GROUPS, PAIRS, TOKENS, families, settings_of, stir, trainer_of
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from trl.experimental.orpo import ORPOTrainer
 
 from fcdpo_utils import engine
-from fcdpo_utils.loss import grouped_dpo_loss
+from fcdpo_utils.loss import grouped_dpo_loss, sft_loss
 from fcdpo_utils.preferences import PromptGroup
 from fcdpo_utils.tokens import Tokens
 from fcdpo_utils.trainer import curve, float32_adapters, last_checkpoint, lora_config, pair_dataset, training_arguments
@@ -93,6 +95,25 @@ def test_training_with_ours_and_with_trls_gives_the_same_adapter(
     assert moved > 0.01
     for name, weight in weights["grouped"].items():
         assert torch.allclose(weight, weights["stock"][name], atol=2e-4), name
+
+
+def test_orpo_is_trls_on_all_pairs_beside_sft(
+    student: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """TRL's trainer gives the loss of its odds ratios and of the chosen ones' likelihood apart."""
+    weights = ["training.dpo_weight=0.3", "training.sft_weight=0.7"]
+    trainer = trainer_of(student, tokenizer, tmp_path, "training.loss=orpo", *weights, groups=ONE_GROUP)
+    stir(trainer.model, 0.2)
+    batch = trainer.groups.collate([trainer.groups[0]])
+    with torch.no_grad():
+        got = trainer._compute_loss(trainer.model, batch, False).item()
+        log_probs, _, _ = engine.log_probs(trainer.model, TOKENS[:4], 10_000)
+    lengths = torch.tensor([sum(tokens.policy) for tokens in TOKENS[:4]])
+    means = log_probs / lengths
+    chosen, rejected = (torch.stack(side) for side in zip(*product(means[:2], means[2:]), strict=True))
+    oracle = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    gains = ORPOTrainer.odds_ratio_loss(oracle, chosen, rejected)[0]
+    assert got == pytest.approx((0.7 * sft_loss(log_probs[:2], lengths[:2]) - gains.mean()).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "seen"), [(1, [1]), (5, [1, 2, 3, 4, 5])])

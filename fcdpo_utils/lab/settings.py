@@ -84,6 +84,8 @@ class RunSettings(Settings):
     def _variants_and_sets_make_sense(self) -> RunSettings:
         if self.own_chains.mended and self.preferences.label != "valid":
             raise ValueError("own_chains.mended: mended chains are incorrect ones, but for preferences.label=valid")
+        if (self.training.trainer, self.training.loss) == ("stock", "orpo"):
+            raise ValueError("training.loss: TRL's own DPO trainer knows no orpo; set training.trainer=grouped")
         names = (ood.name for ood in self.generalisation.sets)
         _require_distinct("generalisation.sets", ["tests", *self.tasks, *names])
         _require_distinct("ablations", ["full method", *(variant.name for variant in self.variants())])
