@@ -20,6 +20,7 @@ PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
 CACHE = Path(os.environ.get("FCDPO_CACHE", ROOT / ".cache"))
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "papermill", "ipykernel")
+PACKAGES += ("z3-solver", "lark", "reasoning-gym")  # who decides and states problems
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fcdpo_utils.engine.decoding import ATTENTION, DecodeEngine, PendingTokens
 from fcdpo_utils.engine.memory import chains_that_fit
-from fcdpo_utils.engine.trees import attention_in, common_prefix
+from fcdpo_utils.engine.trees import attention_in, common_prefix, unwrapped
 from fcdpo_utils.episode import PYTHON_CALLS, Chain, ChatFormat, Episode
 from fcdpo_utils.plain import Sampling, chain_stream, choose_tokens
 from fcdpo_utils.tokens import Message, encode_text, render, turn_ends
@@ -59,7 +59,7 @@ def rollout(
         stream = chain_stream(sampling.seed, episode.problem.id, sample)
         rows.append(_Chain(episode=episode, chat=chat_of(episode.tools), stream=stream, pending=[]))
         groups[type(episode.state)].append(rows[-1])  # prompts that begin alike, up to names drawn for a problem
-    inner = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    inner = unwrapped(model)
     was_training = model.training
     model.eval()
     try:

@@ -239,7 +239,7 @@ def sequence_log_probs(model: nn.Module, tree: TokenTree) -> Tensor:
     `model` is a causal LM from transformers, bare, under PEFT or under a distributed wrapper. Its output head must
     not be trained. Equals one ordinary causal pass per sequence up to rounding.
     """
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     head = inner.get_output_embeddings()
     inner.set_output_embeddings(nn.Identity())  # hidden states in place of logits
     try:
@@ -285,7 +285,8 @@ def log_probs(model: nn.Module, sequences: Sequence[Tokens], pack_tokens: int) -
     return torch.cat(each), sum(len(tree) for tree, _ in parts), len(parts)
 
 
-def _unwrapped(model: nn.Module) -> PreTrainedModel:
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The model within accelerate's and PEFT's wrappers."""
     while not isinstance(model, PreTrainedModel):
         model = model.module if hasattr(model, "module") else model.get_base_model()
     return model
@@ -294,7 +295,7 @@ def _unwrapped(model: nn.Module) -> PreTrainedModel:
 @contextmanager
 def while_training(model: nn.Module) -> Iterator[None]:
     """Use the fast layers inside, for backward passes too where they are computed again (gradient checkpointing)."""
-    with attention_in(_unwrapped(model), ATTENTION), adapters_by_products():
+    with attention_in(unwrapped(model), ATTENTION), adapters_by_products():
         yield
 
 
