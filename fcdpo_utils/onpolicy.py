@@ -40,7 +40,7 @@ def warm_up(
     if settings.warm_up.adapter or not problems:
         return Path(settings.warm_up.adapter) if settings.warm_up.adapter else None
     options = settings.warm_up.model_dump(include={"learning_rate", "epochs", "prompts_per_step"})
-    options |= {"dpo_weight": 0.0, "sft_weight": 1.0, "steps": 0}
+    options |= {"dpo_weight": 0.0, "sft_weight": 1.0, "steps": 0, "trainer": "grouped"}  # stock would pass all pairs
     training = settings.training.model_copy(update=options)
     preferences = settings.preferences.model_copy(update={"max_chosen": 1, "max_rejected": 0})
     own = settings.model_copy(update={"training": training, "preferences": preferences})

@@ -39,8 +39,8 @@ def per_problem(pairs: Sequence[Sequence[int]]) -> Figure:
     """Correct and incorrect chains of each problem, (correct, incorrect), as stacked columns, most correct first."""
     axes = plt.subplots(figsize=(7, 2.6))[1]
     correct, wrong = zip(*sorted(pairs, key=lambda pair: (-pair[0], pair[1])), strict=True)
-    axes.bar(range(len(pairs)), correct, 1, color=CORRECT, alpha=0.6, label="sound")
-    axes.bar(range(len(pairs)), wrong, 1, correct, color=INCORRECT, alpha=0.6, label="not sound")
+    axes.bar(range(len(pairs)), correct, 1, color=CORRECT, alpha=0.6, label="correct")
+    axes.bar(range(len(pairs)), wrong, 1, correct, color=INCORRECT, alpha=0.6, label="incorrect")
     both = sum(min(pair) > 0 for pair in pairs)
     legend = {"loc": "lower left", "bbox_to_anchor": (0.62, 1), "ncol": 2}
     title = f"{both} of {len(pairs)} problems have both kinds"
