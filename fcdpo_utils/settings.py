@@ -24,8 +24,8 @@ STARTED_IN = "FCDPO_STARTED_IN"  # environment variable: the folder of the comma
 
 def _absolute(path: str) -> str:
     """From that folder or the checkout: notebooks and the command that runs them work in different folders."""
-    here = os.path.join(os.environ.get(STARTED_IN) or os.getcwd(), path)
-    return here if os.path.isfile(here) else str(ROOT / path)
+    here = os.path.join(os.environ.get(STARTED_IN) or os.getcwd(), os.path.expanduser(path))
+    return str(ROOT / path) if (ROOT / path).is_file() and not os.path.isfile(here) else here
 
 
 File = Annotated[str, AfterValidator(_absolute)]  # while hub ids stay as they are:

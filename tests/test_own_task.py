@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_how_answers_are_compared(tmp_path: Path, how: str, answer: str, right: 
 def test_a_fault_in_a_users_function_costs_a_call_or_a_chain_and_nothing_else(tmp_path: Path) -> None:
     edits = (
         ("return format_number(count * price)", "return count / 0"),
-        ('answer="number"', "answer=lambda p, a: 1 / 0"),
+        ('answer="number"', "answer=lambda p, a: a == '134' or 1 / 0"),
     )
     load(str(write_task(tmp_path, *edits)))
     task, (question, *_) = TASKS["shipping"], (row["question"] for row in rows())
@@ -160,7 +161,7 @@ BROKEN = {
     "no docstring": ((HELP, ""), "my_task.py: shipping: Base: a tool needs a docstring and an"),
     "unannotated argument": (("weight: Number", "weight"), "my_task.py: shipping: Base: a tool needs a docstring and"),
     "argument of no kind": (("weight: Number", "weight: dict"), "my_task.py: shipping: Base: a tool's parameters must"),
-    "unknown annotation": (("weight: Number", "weight: 'Weight'"), "my_task.py: shipping: name 'Weight' is not"),
+    "unknown annotation": (("weight: Number", "weight: 'Weight'"), "my_task.py: shipping: NameError: name 'Weight'"),
     "no function": (("class Shipping(Toolset):", "class Other(Toolset):"), "my_task.py line "),
     "tools of nothing": (("tools=Shipping", "tools=Toolset"), "my_task.py: shipping: no method is marked with @tool"),
     "tools that are none": (("tools=Shipping", "tools=dict"), "my_task.py: shipping: tools must be a subclass of"),
@@ -172,12 +173,25 @@ BROKEN = {
     "an example of no call": (('@tool("Base(3)")', '@tool("Base(\'x\')")'), "shipping: the example of Base, "),
     "the name to abstain by": (
         (BASE, f'    @tool("Unable()")\n    def Unable(self) -> str:\n        """No."""\n        return ""\n\n{BASE}'),
-        "shipping: Unable is how problems of any task say that a function is missing; rename yours",
+        "my_task.py: shipping: Unable is a name that every toolset uses itself; rename yours",
     ),
-    "long help": (("Price of one parcel", "Price " * 50), "shipping: the help of Base has more than 200 characters"),
+    "a name of the toolset's": (
+        (BASE, f'    @tool("help()")\n    def help(self) -> str:\n        """No."""\n        return ""\n\n{BASE}'),
+        "my_task.py: shipping: help is a name that every toolset uses itself; rename yours",
+    ),
+    "a function that nobody calls yet, and fails": (
+        (BASE, f'    @tool("Tax()")\n    def Tax(self) -> str:\n        """Tax."""\n        return 19\n\n{BASE}'),
+        "shipping: the example of Tax, 'Tax()', fails: Error: Tax failed (",
+    ),
+    "a function that remembers": (
+        (BASE, '    @tool("Next()")\n    def Next(self) -> str:\n        """One more."""\n'
+         f'        EXTRA["none"] = EXTRA.get("none", 0) + 1\n        return str(EXTRA["none"])\n\n{BASE}'),
+        "shipping: the example of Next, 'Next()', gives '1', then '2': what a chain changes belongs in self, made in",
+    ),
+    "an answer that fails": ((NUMBER, "answer=lambda p, a: p['a'] == a"), "my_task.py: shipping: TypeError: 'Problem'"),
     "generator of nothing": ((GENERATED, "problems=lambda: []"), "shipping: problems: there are none"),
-    "generator that fails": ((GENERATED, "problems=lambda: 1 / 0"), "shipping: problems: division by zero"),
-    "no file of problems": ((GENERATED, 'problems="x.jsonl"'), "shipping: problems: [Errno 2] No such file or"),
+    "generator that fails": ((GENERATED, "problems=lambda: 1 / 0"), "shipping: problems: ZeroDivisionError: "),
+    "no file of problems": ((GENERATED, 'problems="x.jsonl"'), "shipping: problems: FileNotFoundError: [Errno 2]"),
     "unsound example": (("Parcels(2, 67)", "Parcels(2, 66)"), "shipping: the example is not sound: "),
     "rejected example": (('"Base(30)"', '"Bse(30)"'), "shipping: the example is not sound: Bse(30) was answered "),
     "example without an answer": (('"Answer(134)", ', ""), "shipping: the example is not sound: they end in no_answer"),
@@ -195,7 +209,7 @@ BROKEN = {
         "my_task.py line 2: ModuleNotFoundError: No module named 'nowhere'",
     ),
     "does not parse": (("EXTRA = {", "EXTRA = {{"), "my_task.py line "),
-    "exits": (("EXTRA = {", "raise SystemExit\nEXTRA = {"), "my_task.py line 5: SystemExit: SystemExit"),
+    "exits": (("EXTRA = {", "raise SystemExit\nEXTRA = {"), "my_task.py line 5: SystemExit: "),
     "no task": (("task = own_task(", "task = dict("), "my_task.py line "),
 }  # fmt: skip
 
@@ -289,11 +303,29 @@ def test_chains_of_changed_functions_do_not_count(tmp_path: Path) -> None:
 # How runs know them
 
 
+def test_a_task_may_import_what_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "its_prices.py").write_text("BASE = 4\n")
+    file = write_task(tmp_path, ("EXTRA = {", "from its_prices import BASE\nEXTRA = {"), ("(4 + 2", "(BASE + 2"))
+    before = list(sys.path)
+    (task,) = load(str(file))
+    assert not [*task.faults()] and sys.path == before
+
+
+def test_the_answer_of_a_row_is_not_the_rounding_of_a_float(tmp_path: Path) -> None:
+    (task,) = load(str(write_task(tmp_path, rows=[{"question": "6 for 0.35 each?", "answer": 6 * 0.35}])))
+    (problem,), faults = task.read()
+    assert problem.answer == "2.1" and not faults
+
+
 def test_a_relative_file_is_where_the_command_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_task(tmp_path)
     monkeypatch.chdir(tmp_path)
     settings = load_settings("smoke", ["tasks.shipping={file: my_task.py, train: 1, test: 1}"])
     assert settings.tasks["shipping"].file == str(tmp_path / "my_task.py") and set(settings.tasks) > {"fol"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings("smoke", ["tasks.shipping={file: ~/my_task.py, train: 1, test: 1}"]) == settings
+    with pytest.raises(OwnTaskError, match=f"no file {tmp_path}/none.py"):
+        load_settings("smoke", ["tasks.shipping={file: none.py, train: 1, test: 1}"])
     monkeypatch.chdir("/")
     monkeypatch.setenv("FCDPO_STARTED_IN", str(tmp_path))  # as in the notebooks of a run
     assert load_settings("smoke", ["tasks.shipping={file: my_task.py, train: 1, test: 1}"]) == settings
@@ -387,6 +419,14 @@ def test_stages_depend_on_the_file_and_its_problems(tmp_path: Path) -> None:
     first, second = parts(0), parts(1)
     write_task(tmp_path, rows=rows()[:50])
     assert parts(0) != first and parts(1) == second  # it reads what 01 made of them
+    (tmp_path / "count.txt").write_text("2")
+    read = "problems=lambda: [{'question': '?', 'answer': open(__file__.replace('my_task.py', 'count.txt')).read()}]"
+    settings = settings_of(write_task(tmp_path, (GENERATED, read)))
+    first = parts(0)
+    (tmp_path / "count.txt").write_text("3")
+    assert manifest.differing(parts(0), first) == ["rows of shipping"]  # the same code, other rows
+    settings = settings_of(write_task(tmp_path))
+    first, second = parts(0), parts(1)
     load(str(write_task(tmp_path, ("4 + 2 * weight", "4 + 2 * weight + 0"))))
     assert parts(0)["code"] != first["code"] and parts(1)["code"] != second["code"]
 

@@ -49,11 +49,7 @@ class ModelDims:
         heads, hidden, head_dim = config.num_attention_heads, config.hidden_size, getattr(config, "head_dim", None)
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         numbers = (config.num_hidden_layers, hidden, heads, kv_heads, config.intermediate_size, config.vocab_size)
-        kinds = (
-            bool(config.tie_word_embeddings),
-            config.model_type == "qwen2",
-            getattr(config, "sliding_window", None),
-        )
+        kinds = bool(config.tie_word_embeddings), config.model_type == "qwen2", getattr(config, "sliding_window", None)
         return cls(*numbers, *kinds, None if head_dim == hidden // heads else head_dim)
 
     def widths(self) -> tuple[int, int]:

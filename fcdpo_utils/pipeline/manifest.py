@@ -93,8 +93,9 @@ def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[s
     }
     if spec.name == STAGES[0].name:
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
-        files += [str(path) for name in settings.tasks if (path := getattr(TASKS[name], "source", None))]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
+        own = (name for name, task in settings.tasks.items() if task.file)
+        parts |= {f"rows of {name}": store.digest(repr(TASKS[name].rows())) for name in own}
     models, teacher = {"student": (settings.student, None)}, settings.teacher
     if teacher.kind == "local":
         models["teacher"] = teacher.student, teacher.adapter and Path(teacher.adapter)

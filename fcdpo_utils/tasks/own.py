@@ -5,6 +5,7 @@ evaluated. Knows nothing of models or runs.
 """
 
 import inspect
+import re
 import runpy
 import sys
 import traceback
@@ -16,15 +17,14 @@ from typing import Any
 
 from fcdpo_utils import store
 from fcdpo_utils.arithmetic import NumberTools, parse_answer
-from fcdpo_utils.calls import CallError, parse_call
 from fcdpo_utils.episode import run_calls
+from fcdpo_utils.fingerprint import PACKAGE
 from fcdpo_utils.numbers import answers_equal
 from fcdpo_utils.problems import TASKS, Problem, Task, check_request, folded, register, split_of
 from fcdpo_utils.settings import Limits
 from fcdpo_utils.tasks.rows import json_lines
 from fcdpo_utils.tools import Toolset, tool
 
-MAX_HELP_CHARACTERS = 200
 SHIPPED: set[str] = set()  # names that are taken: the tasks of this package
 Rows = str | Path | Iterable[dict[str, Any]] | Callable[[], Iterable[dict[str, Any]]]
 Check = str | Callable[[Problem, str], bool]
@@ -40,7 +40,9 @@ def _require(holds: object, fault: str) -> None:
 
 
 def _told(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """An error in one line; of one in a user's code also its kind."""
+    text, place = " ".join(str(error).split())[:200], traceback.extract_tb(error.__traceback__)[-1].filename
+    return text if Path(place).is_relative_to(PACKAGE) else f"{type(error).__name__}: {text}"
 
 
 def own_task(
@@ -60,7 +62,7 @@ def own_task(
     it, shown in every prompt. `answer`: how one is compared, "number", "exact" (text, up to spaces), or a function
     (problem, answer) -> bool. `constants`: numbers that may enter a call although nothing states them.
     """
-    simple = isinstance(name, str) and name.isidentifier() and name.isascii() and name == name.lower()
+    simple = re.fullmatch("[a-z_][a-z0-9_]*", str(name))
     _require(simple, f"own_task: a name has small letters, digits and _, got {name!r}")
     _require(name not in SHIPPED, f"{name}: the name is taken by a task of this package")
     how = f'answer must be "number", "exact" or a function (problem, answer), got {answer!r}'
@@ -77,6 +79,8 @@ def own_task(
         for call in calls:
             state.call(call)  # what it answers is the example's answer
         shown = Problem(f"{name}-example", name, "example", 1, question, str(state.answer), "", {"calls": [*calls]})
+        if callable(answer):  # it fails here, or unseen in every chain
+            answer(shown, shown.answer)
     except Exception as error:
         raise OwnTaskError(f"{name}: {_told(error)}") from None
     file = sys._getframe(1).f_globals.get("__file__")
@@ -95,6 +99,8 @@ class _WordTools(Toolset):
 def _with_answer(tools: type[Toolset], said: str, answer: Check) -> type[Toolset]:
     """`tools`, with an Answer where they have none and the example calls it. Raises TypeError where they are none."""
     methods = {own: getattr(tools, own) for own in tools.functions() if own not in Toolset.functions()}
+    if taken := methods.keys() & {*dir(Toolset())}:
+        raise TypeError(f"{min(taken)} is a name that every toolset uses itself; rename yours")
     if not methods:
         raise TypeError('no method is marked with @tool("Example(1)")')
     if not said or "Answer" in methods:
@@ -116,11 +122,6 @@ class OwnTask(Task):
     answer: Check
     file: str | None
     constants: tuple[int | str, ...] = ()
-
-    @property
-    def source(self) -> Path | None:
-        """The file of problems, if there is one."""
-        return Path(self.file or "here").parent / self.problems if isinstance(self.problems, str | Path) else None
 
     @property
     def own_code(self) -> list[str]:
@@ -169,7 +170,7 @@ class OwnTask(Task):
         found: dict[str, tuple[str, Problem]] = {folded(self.shown.question): ("the example", self.shown)}
         faults, rows = [], []
         try:
-            rows = self._rows()
+            rows = self.rows()
             _require(rows, "there are none")
         except Exception as error:  # of a file, or of a user's generator
             faults.append(f"{self.name}: problems: {_told(error)}")
@@ -182,12 +183,13 @@ class OwnTask(Task):
                 faults.append(f"{self.name}: {place}: {error}")
         return [problem for _, problem in found.values()][1:], faults
 
-    def _rows(self) -> list[tuple[str, Any]]:
+    def rows(self) -> list[tuple[str, Any]]:
         """Where each row is, and what is there."""
-        if self.source is None:
-            rows = self.problems() if callable(self.problems) else self.problems
-            return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-        return [(f"{self.source.name} {place}", row) for place, row in json_lines(self.source)]
+        if isinstance(self.problems, str | Path):
+            path = Path(self.file or "here").parent / self.problems
+            return [(f"{path.name} {place}", row) for place, row in json_lines(path)]
+        rows = self.problems() if callable(self.problems) else self.problems
+        return [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
 
     def _problem(self, row: Any) -> Problem:
         """A row as a problem. Raises `OwnTaskError`: what is wrong with it."""
@@ -200,8 +202,9 @@ class OwnTask(Task):
         _require(level is None or (type(level) is int and level > 0), f"level must be a number from 1, got {level!r}")
         canonical, details = folded(question), {"calls": calls} if calls else {}
         split = split_of(canonical)
+        text = f"{answer:.12g}" if isinstance(answer, float) else str(answer).strip()  # 6 * 0.35 is 2.1
         name = f"{self.name}-{split}-{store.digest(canonical)[:10]}"
-        problem = Problem(name, self.name, split, level or 1, question.strip(), str(answer).strip(), canonical, details)
+        problem = Problem(name, self.name, split, level or 1, question.strip(), text, canonical, details)
         right = self.is_correct(problem, problem.answer)
         _require(right, f"its answer {problem.answer[:40]!r} is not right by answer={self.answer!r}")
         why = self._unsound(problem, calls) if calls else ""
@@ -222,15 +225,14 @@ class OwnTask(Task):
         own = [function for name, function in functions.items() if name not in Toolset.functions()]
         for function in own:
             said = f"{self.name}: the example of {function.name}, {function.example!r},"
-            try:
-                function.bind(call := parse_call(function.example))
-                _require(call.name == function.name, f"a call of {call.name}")
-            except (CallError, TypeError, OwnTaskError) as error:
-                yield f"{said} is no call of it: {error}"
-            if function.name == "Unable":
-                yield f"{self.name}: Unable is how problems of any task say that a function is missing; rename yours"
-            if len(function.help()) > MAX_HELP_CHARACTERS:
-                yield f"{self.name}: the help of {function.name} has more than {MAX_HELP_CHARACTERS} characters"
+            first, again = (self.start(self.shown).call(function.example) for _ in range(2))
+            if not function.example.startswith(f"{function.name}(") or first.error not in (None, "refused"):
+                yield f"{said} is no call of it: {first.text}"
+            elif first.text.startswith(f"Error: {function.name} failed ("):
+                yield f"{said} fails: {first.text}; return text, or raise ToolError"
+            elif first != again:
+                was = f"{first.text!r}, then {again.text!r}"
+                yield f"{said} gives {was}: what a chain changes belongs in self, made in __init__"
         if why := self._unsound(self.shown, calls):
             yield f"{self.name}: the example is not sound: {why}"
             return
@@ -248,6 +250,7 @@ def load(path: str) -> list[OwnTask]:
         del TASKS[name]
     file = Path(path)
     _require(file.suffix == ".py" and file.is_file(), f"no file {file}; expected Python that calls own_task")
+    sys.path.insert(0, str(file.parent))  # as Python does: it may import what is beside it
     try:
         runpy.run_path(path, run_name=f"task_{file.stem}")
     except OwnTaskError as error:
@@ -255,7 +258,9 @@ def load(path: str) -> list[OwnTask]:
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
-        raise OwnTaskError(f"{file.name} line {line}: {type(error).__name__}: {_told(error)}") from None
+        raise OwnTaskError(f"{file.name} line {line}: {_told(error)}") from None
+    finally:
+        sys.path.remove(str(file.parent))
     made = [task for task in TASKS.values() if getattr(task, "file", None) == path]
     _require(made, f"{file.name} defines no task; expected task = own_task(...)")
     return made
