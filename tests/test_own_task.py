@@ -209,7 +209,7 @@ BROKEN = {
         "my_task.py line 2: ModuleNotFoundError: No module named 'nowhere'",
     ),
     "does not parse": (("EXTRA = {", "EXTRA = {{"), "my_task.py line "),
-    "exits": (("EXTRA = {", "raise SystemExit\nEXTRA = {"), "my_task.py line 5: SystemExit: "),
+    "exits": (("EXTRA = {", "raise SystemExit\nEXTRA = {"), "my_task.py line 5: SystemExit"),
     "no task": (("task = own_task(", "task = dict("), "my_task.py line "),
 }  # fmt: skip
 
@@ -425,6 +425,8 @@ def test_stages_depend_on_the_file_and_its_problems(tmp_path: Path) -> None:
     first = parts(0)
     (tmp_path / "count.txt").write_text("3")
     assert manifest.differing(parts(0), first) == ["rows of shipping"]  # the same code, other rows
+    settings = settings_of(write_task(tmp_path, (GENERATED, "problems=lambda: 1 / 0")))
+    assert parts(0).keys() == first.keys()  # 01 says what is wrong, in one line
     settings = settings_of(write_task(tmp_path))
     first, second = parts(0), parts(1)
     load(str(write_task(tmp_path, ("4 + 2 * weight", "4 + 2 * weight + 0"))))

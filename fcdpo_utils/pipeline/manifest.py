@@ -95,7 +95,7 @@ def fingerprint(spec: StageSpec, settings: RunSettings, run_dir: Path) -> dict[s
         files = [path for task in settings.tasks.values() for path in (task.path, task.test_path) if path]
         parts |= {f"file {path}": store.file_digest(Path(path)) for path in files}
         own = (name for name, task in settings.tasks.items() if task.file)
-        parts |= {f"rows of {name}": store.digest(repr(TASKS[name].rows())) for name in own}
+        parts |= {f"rows of {name}": store.digest(repr(TASKS[name].read())) for name in own}
     models, teacher = {"student": (settings.student, None)}, settings.teacher
     if teacher.kind == "local":
         models["teacher"] = teacher.student, teacher.adapter and Path(teacher.adapter)

@@ -42,7 +42,7 @@ def _require(holds: object, fault: str) -> None:
 def _told(error: BaseException) -> str:
     """An error in one line; of one in a user's code also its kind."""
     text, place = " ".join(str(error).split())[:200], traceback.extract_tb(error.__traceback__)[-1].filename
-    return text if Path(place).is_relative_to(PACKAGE) else f"{type(error).__name__}: {text}"
+    return text if Path(place).is_relative_to(PACKAGE) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def own_task(
@@ -170,7 +170,7 @@ class OwnTask(Task):
         found: dict[str, tuple[str, Problem]] = {folded(self.shown.question): ("the example", self.shown)}
         faults, rows = [], []
         try:
-            rows = self.rows()
+            rows = self._rows()
             _require(rows, "there are none")
         except Exception as error:  # of a file, or of a user's generator
             faults.append(f"{self.name}: problems: {_told(error)}")
@@ -183,7 +183,7 @@ class OwnTask(Task):
                 faults.append(f"{self.name}: {place}: {error}")
         return [problem for _, problem in found.values()][1:], faults
 
-    def rows(self) -> list[tuple[str, Any]]:
+    def _rows(self) -> list[tuple[str, Any]]:
         """Where each row is, and what is there."""
         if isinstance(self.problems, str | Path):
             path = Path(self.file or "here").parent / self.problems
