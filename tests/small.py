@@ -26,7 +26,7 @@ from fcdpo_utils.settings import PreferenceSettings, Settings
 from fcdpo_utils.tasks.making import make_problems
 from fcdpo_utils.teachers import build_teacher
 from fcdpo_utils.teachers.making import make_chains
-from fcdpo_utils.tokens import Message, Tokens
+from fcdpo_utils.tokens import Prompts, Tokens
 from fcdpo_utils.trainer import build_trainer, lora_config
 from fcdpo_utils.weights import known_students
 
@@ -160,7 +160,7 @@ class SmokeData:
     problems: tuple[Problem, ...]
     chains: Path
     preferences: Preferences
-    prompts: dict[str, list[Message]]
+    prompts: Prompts
 
 
 def smoke_data_in(folder: Path) -> SmokeData:
